@@ -1,0 +1,91 @@
+"""Structured logs: one event, one line, one JSON object on stderr, with the request's id in every line of that request.
+
+Values are encoded by a JSON encoder, so no value can forge a line: CR, LF, escape sequences and U+2028 leave it escaped.
+Use the standard library's ``logging.getLogger(__name__)`` and pass data by ``extra={"data": {...}}``. Prompts, answers,
+passwords, tokens and keys are never logged.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from app.core.settings import Logging
+
+request_id_var: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+"""Id of the request that the running task works for; set by the outermost middleware."""
+
+_MAX_FIELD = 2000
+
+
+class JsonFormatter(logging.Formatter):
+    """``{"ts", "level", "logger", "message", "request_id", ...data}``; ``ts`` in RFC 3339, UTC, milliseconds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "ts": timestamp(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _clip(record.getMessage()),
+        }
+        request_id = request_id_var.get()
+        if request_id:
+            line["request_id"] = request_id
+        data = getattr(record, "data", None)
+        if isinstance(data, Mapping):
+            for key, value in data.items():
+                line.setdefault(key, _clip(value))
+        if record.exc_info:
+            line["exception"] = "".join(traceback.format_exception(*record.exc_info))[-8000:]
+        # ensure_ascii escapes U+2028, C1 controls and lone surrogates too: whatever reads the log sees one line.
+        return json.dumps(line, ensure_ascii=True, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """For a person at a terminal. Control characters are escaped here too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        data = getattr(record, "data", None)
+        tail = " ".join(f"{key}={_clip(value)!r}" for key, value in data.items()) if isinstance(data, Mapping) else ""
+        request_id = request_id_var.get()
+        head = f"{timestamp(record.created)[11:23]} {record.levelname:<7} {record.name}: {_visible(_clip(record.getMessage()))}"
+        text = " ".join(part for part in (head, tail, f"[{request_id}]" if request_id else "") if part)
+        if record.exc_info:
+            text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+        return text
+
+
+def configure(settings: Logging, *, stream: TextIO | None = None) -> None:
+    """Routes all logs of this process to ``stream`` (stderr unless told). Called once by whoever starts the process."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "sqlalchemy"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = []
+        logger.propagate = True
+        logger.setLevel(max(root.level, logging.INFO if name.startswith("uvicorn") else logging.WARNING))
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """Seconds since the epoch (now unless told) as RFC 3339 UTC with milliseconds."""
+    seconds = time.time() if seconds is None else seconds
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+
+
+def _clip(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _MAX_FIELD:
+        return value[:_MAX_FIELD] + f"… ({len(value)} characters)"
+    return value
+
+
+def _visible(text: str) -> str:
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)

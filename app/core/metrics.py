@@ -1,0 +1,78 @@
+"""Prometheus metrics, in a registry of their own: two apps in one process do not share counters.
+
+Labels are bounded: routes by template, status by class, models and providers by what is configured or loaded. A label never
+holds a caller's words: `bounded` folds whatever passes the cap into ``other``.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+from app.core.types import EngineState
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_MAX_MODELS = 50
+
+
+class Metrics:
+    """All metrics of one service. Names are documented in ``doc/operations.md``; a test compares."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._models: set[str] = set()
+        r = self.registry
+        self.requests = Counter("aprendiz_http_requests", "HTTP requests.", ("route", "method", "status"), registry=r)
+        self.request_seconds = Histogram(
+            "aprendiz_http_request_seconds", "From request to last byte.", ("route",), registry=r, buckets=_SECONDS
+        )
+        self.in_flight = Gauge("aprendiz_http_requests_in_flight", "HTTP requests now being answered.", registry=r)
+        self.predictions = Counter("aprendiz_predictions", "Predictions.", ("model", "status"), registry=r)
+        self.first_token_seconds = Histogram(
+            "aprendiz_time_to_first_token_seconds", "From the call to the first piece.", ("model",), registry=r, buckets=_SECONDS
+        )
+        self.prediction_seconds = Histogram(
+            "aprendiz_prediction_seconds", "From the call to the stored end.", ("model",), registry=r, buckets=_SECONDS
+        )
+        self.tokens = Counter("aprendiz_tokens", "Tokens.", ("model", "kind"), registry=r)
+        self.queue_length = Gauge("aprendiz_queue_length", "Requests that wait for a slot.", ("model",), registry=r)
+        self.queue_seconds = Histogram(
+            "aprendiz_queue_seconds", "Wait for a slot.", ("model",), registry=r, buckets=_SECONDS
+        )
+        self.running = Gauge("aprendiz_running_predictions", "Predictions that hold a slot.", ("model",), registry=r)
+        self.rejected = Counter("aprendiz_rejected", "Requests refused before work.", ("reason",), registry=r)
+        self.engine_state = Gauge("aprendiz_engine_state", "1 for the state that holds.", ("model", "state"), registry=r)
+        self.engine_restarts = Counter("aprendiz_engine_restarts", "Engine processes that died and were restarted.", ("model",), registry=r)
+        self.engine_load_seconds = Histogram(
+            "aprendiz_engine_load_seconds", "From start of an engine to ready.", ("model",), registry=r, buckets=_SECONDS
+        )
+        self.feedback = Counter("aprendiz_feedback", "Feedback stored.", ("kind",), registry=r)
+        self.logins = Counter("aprendiz_logins", "Login attempts.", ("result",), registry=r)
+        self.db_commit_seconds = Histogram(
+            "aprendiz_db_commit_seconds", "Group commits of the writer.", registry=r, buckets=_SECONDS
+        )
+        self.db_batch_rows = Histogram(
+            "aprendiz_db_commit_tasks", "Writes per group commit.", registry=r, buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
+        )
+
+    def model_label(self, name: str) -> str:
+        """``name`` as a label value; past the first fifty distinct names, ``other``."""
+        if name in self._models:
+            return name
+        if len(self._models) >= _MAX_MODELS:
+            return "other"
+        self._models.add(name)
+        return name
+
+    def set_engine_state(self, model: str, state: EngineState) -> None:
+        """Sets the state of a model's engine: one label of the six is 1."""
+        label = self.model_label(model)
+        for each in EngineState:
+            self.engine_state.labels(label, each.value).set(1 if each is state else 0)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)

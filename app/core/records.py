@@ -1,0 +1,189 @@
+"""Rows of the database as frozen dataclasses: ``db`` makes them, ``security``, ``models`` and ``api`` read them.
+
+Times are timezone-aware UTC datetimes; ids are UUIDv7 text; hashes are SHA-256 in hex.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from app.core.types import Role, Scope
+
+Rating = Literal["up", "down"]
+PredictionStatus = Literal["ok", "cancelled", "error"]
+ReviewStatus = Literal["pending", "approved", "rejected"]
+
+
+@dataclass(frozen=True, slots=True)
+class UserRecord:
+    id: str
+    username: str
+    role: Role
+    password_hash: str = field(repr=False)
+    created_at: datetime
+    disabled_at: datetime | None = None
+    last_login_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InviteRecord:
+    """``token_hash``: the token itself is shown once and not stored."""
+
+    id: str
+    token_hash: str = field(repr=False)
+    role: Role
+    created_by: str | None
+    created_at: datetime
+    expires_at: datetime
+    used_at: datetime | None = None
+    used_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A login and its family of refresh tokens. Only the newest token is good; an older one shown again ends the family."""
+
+    id: str
+    user_id: str
+    created_at: datetime
+    last_seen_at: datetime
+    expires_at: datetime
+    refresh_hash: str = field(repr=False)
+    previous_refresh_hash: str | None = field(default=None, repr=False)
+    rotated_at: datetime | None = None
+    revoked_at: datetime | None = None
+    user_agent: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """An API key. ``prefix``: its first characters, to tell keys apart in a list."""
+
+    id: str
+    user_id: str
+    name: str
+    prefix: str
+    key_hash: str = field(repr=False)
+    scopes: tuple[Scope, ...]
+    created_at: datetime
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRecord:
+    """One answered call. ``input``: ``{"messages": [...], "sampling": {...}}``, structured, before templating.
+
+    Durations in milliseconds: ``queue_ms`` waiting for a slot, ``first_token_ms`` and ``total_ms`` from the call's start.
+    """
+
+    id: str
+    user_id: str
+    created_at: datetime
+    provider: str
+    model: str
+    version: str
+    input: Mapping[str, Any]
+    output: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    queue_ms: float
+    first_token_ms: float | None
+    total_ms: float
+    status: PredictionStatus = "ok"
+    error: str | None = None
+    cached: bool = False
+    key_id: str | None = None
+    conversation_id: str | None = None
+    request_id: str = ""
+    alias: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackRecord:
+    """One feedback. ``rater``: a user's id, or ``token:<prediction id>`` for a vote cast with a feedback token.
+
+    ``superseded_at`` is set on all but the newest of one rater on one prediction. ``checksum``: SHA-256 over the content, checked on read.
+    """
+
+    id: str
+    prediction_id: str
+    rater: str
+    created_at: datetime
+    user_id: str | None = None
+    rating: Rating | None = None
+    correction: str | None = None
+    preferred_over: str | None = None
+    comment: str | None = None
+    tags: tuple[str, ...] = ()
+    review: ReviewStatus = "pending"
+    superseded_at: datetime | None = None
+    idempotency_key: str | None = None
+    checksum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationRecord:
+    """A thread of predictions: its turns are the predictions that carry its id."""
+
+    id: str
+    user_id: str
+    title: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """A version that has been loaded here at least once; fields as in `app.core.types.VersionInfo`."""
+
+    id: str
+    provider: str
+    model: str
+    base_hash: str | None
+    adapter_hash: str | None
+    template_hash: str | None
+    created_at: datetime
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AliasRecord:
+    """Where an alias points. ``configured``: the ``provider/model`` that the configuration named when the alias was moved.
+
+    A restart follows the alias only while the configuration still says the same: the database never overrides a setting.
+    ``previous_*``: what it pointed at before, for rollback.
+    """
+
+    name: str
+    provider: str
+    model: str
+    device: str
+    version: str
+    configured: str
+    moved_at: datetime
+    moved_by: str | None = None
+    adapter: str | None = None
+    previous: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One line of the audit log: who did what to what. ``checksum``: SHA-256 over the line, checked on read."""
+
+    id: str
+    at: datetime
+    actor: str | None
+    action: str
+    target: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str = ""
+    address: str = ""
+    checksum: str = ""

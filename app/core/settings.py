@@ -1,0 +1,154 @@
+"""The settings tree: every setting once, with its default, its bounds and its description.
+
+The description makes ``aprendiz config show``, the documentation and the test that compares the two. Reading and merging
+the sources is `app.core.config`'s work; this file is data. Frozen: a section is passed to whoever needs it, and stays as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+Rate = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}/(second|minute|hour|day)$")]
+"""A limit as ``60/minute``: at most so many in any window of that length."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and a mistyped key is an error, never a new attribute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Server(Section):
+    """The HTTP edge."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 for all; put TLS in front before you do.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 lets the system choose.")
+    public_url: str = Field("", description="The address people use, as https://llm.example.org. Empty: made from host and port.")
+    trusted_hosts: tuple[str, ...] = Field(
+        ("localhost", "127.0.0.1", "[::1]"),
+        description="Host names that requests may ask for; the name in public_url is added. `*` accepts all.",
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed. Empty: none."
+    )
+    cors_origins: tuple[str, ...] = Field((), description="Other web origins that may call the API from a browser, without cookies.")
+    docs: Literal["admin", "open", "off"] = Field("admin", description="Who sees /docs and /openapi.json: admins, anyone or no one.")
+    max_body_bytes: int = Field(1_048_576, ge=1024, le=1 << 30, description="Largest request body in bytes (uploads have their own).")
+    receive_timeout_s: float = Field(
+        10, gt=0, le=300, description="Seconds in which a client must have sent its headers, and again each further piece of body."
+    )
+    grace_s: float = Field(20, ge=0, le=600, description="Seconds that open answers get to end after SIGTERM.")
+
+
+class Security(Section):
+    """Accounts, sessions and keys."""
+
+    secret_key: SecretStr | None = Field(
+        None, description="Signs tokens; 32 random bytes or more. Usually SECRET_KEY. Missing: made once into the data directory."
+    )
+    previous_secret_key: SecretStr | None = Field(
+        None, description="The former secret_key: tokens signed with it stay good until they expire."
+    )
+    registration: Literal["invite", "open"] = Field("invite", description="Who may register: holders of an invite, or anyone.")
+    access_token_minutes: int = Field(15, ge=1, le=1440, description="Life of a browser's access token.")
+    session_days: int = Field(30, ge=1, le=365, description="Absolute life of a login; refreshing does not extend it.")
+    invite_hours: int = Field(72, ge=1, le=8760, description="Life of an invite.")
+    min_password_length: int = Field(12, ge=8, le=64, description="Shortest password in characters.")
+    secure_cookies: bool = Field(
+        True, description="Send cookies with Secure. Only switch off for plain HTTP on a trusted network without localhost."
+    )
+
+
+class RateLimits(Section):
+    """Limits per window. The first one reached answers 429 with Retry-After."""
+
+    enabled: bool = Field(True, description="Switch for all rate limits; off only in tests and benchmarks.")
+    predict: Rate = Field("600/minute", description="Predictions per user, and again per API key.")
+    predict_address: Rate = Field("3000/minute", description="Predictions per client address (IPv6: per /64).")
+    feedback: Rate = Field("3000/minute", description="Feedback per user, or per address for feedback by token.")
+    login: Rate = Field(
+        "10/minute", description="Failed logins per account and address; five times as many per address, with registrations and invite tries."
+    )
+    api: Rate = Field("6000/minute", description="All other calls per address.")
+
+
+class Database(Section):
+    """Where the records live."""
+
+    url: SecretStr | None = Field(
+        None, description="postgresql://… for PostgreSQL; usually DATABASE_URL. Missing: aprendiz.db (SQLite) in the data directory."
+    )
+
+
+class Model(Section):
+    """The model behind the alias `default`, and how engines run."""
+
+    provider: str = Field("llamacpp", description="Provider of the default model: llamacpp, hf, echo, openai, claude.")
+    model: str = Field("smollm2-135m-instruct", description="Its name there: a catalogue name, a Hub name, a folder or a GGUF file.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where it runs; auto takes the best there is.")
+    preload: bool = Field(True, description="Load at start, beside serving. Off: load with the first request.")
+    context_tokens: int = Field(2048, ge=256, le=1_048_576, description="Context per request in tokens, prompt and answer together.")
+    slots: int = Field(8, ge=1, le=256, description="Requests an engine works on at the same time.")
+    threads: int = Field(0, ge=0, le=512, description="Threads of an engine; 0 takes the number of cores.")
+    max_tokens: int = Field(512, ge=1, le=1_048_576, description="Longest answer where the caller names no limit, and the default.")
+    temperature: float = Field(0.2, ge=0, le=2, description="Sampling temperature where the caller names none.")
+    queue: int = Field(256, ge=0, le=100_000, description="Requests that may wait for a slot; one more is refused with 503.")
+    queue_per_user: int = Field(32, ge=0, le=100_000, description="Of these, per user; one more is refused with 429.")
+    queue_timeout_s: float = Field(30, gt=0, le=3600, description="Longest wait for a slot; then 503 with Retry-After.")
+    answer_timeout_s: float = Field(300, gt=0, le=86_400, description="Longest time from a slot to the end of the answer.")
+    load_timeout_s: float = Field(180, gt=0, le=86_400, description="Longest time that an engine may take to become ready.")
+    idle_unload_minutes: float = Field(0, ge=0, le=100_000, description="Unload a model unused for so long; 0 keeps it.")
+    max_loaded: int = Field(2, ge=1, le=64, description="Engines alive at once, draining ones not counted; the longest unused goes.")
+
+
+class Providers(Section):
+    """Which kinds of model may be used at all."""
+
+    allowed: tuple[str, ...] = Field(
+        ("llamacpp", "hf", "echo"), description="Providers that may be used; others are refused even if installed."
+    )
+    engine_memory_mb: int = Field(0, ge=0, le=16_777_216, description="Address space of an engine process in MiB; 0 sets no limit.")
+
+
+class Logging(Section):
+    """What the service says about itself, on stderr."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severity that is written.")
+    format: Literal["json", "text"] = Field("json", description="One JSON object a line, or lines for a person.")
+
+
+class Metrics(Section):
+    """Prometheus."""
+
+    token: SecretStr | None = Field(
+        None, description="Bearer token that opens /metrics from other machines. Missing: loopback and admins only."
+    )
+
+
+class Memory(Section):
+    """Conversations."""
+
+    history_tokens: int = Field(1024, ge=0, le=1_048_576, description="Most tokens of earlier turns that go into a prompt.")
+
+
+class Settings(Section):
+    """The whole tree."""
+
+    data_dir: Path = Field(Path("data"), description="Folder for everything that the service writes. Usually APRENDIZ_DATA_DIR.")
+    server: Server = Server()
+    security: Security = Security()
+    rate_limits: RateLimits = RateLimits()
+    database: Database = Database()
+    model: Model = Model()
+    providers: Providers = Providers()
+    logging: Logging = Logging()
+    metrics: Metrics = Metrics()
+    memory: Memory = Memory()
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()

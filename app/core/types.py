@@ -1,0 +1,266 @@
+"""The words that all layers share: who calls, what is asked, what comes back.
+
+A provider yields `Event`s; a whole answer is a fold over them (`fold`). Nothing here does any I/O.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.core.errors import UpstreamError
+
+Role = Literal["admin", "user"]
+Scope = Literal["predict", "feedback", "read", "admin"]
+"""What an API key may do. ``read`` is GET on one's own things; ``admin`` needs an admin's key. Sessions have all of their role's."""
+
+ALL_SCOPES: tuple[Scope, ...] = ("predict", "feedback", "read", "admin")
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who makes a call, as proved by a credential. The same for every carrier (cookie, Bearer, x-api-key)."""
+
+    user_id: str
+    username: str
+    role: Role
+    scopes: frozenset[Scope]
+    via: Literal["session", "token", "key"]
+    session_id: str | None = None
+    key_id: str | None = None
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether admin routes are open: an admin's session, or an admin's key that carries the ``admin`` scope."""
+        return self.role == "admin" and "admin" in self.scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. ``content``: text, or the list of content parts of the OpenAI format, or None beside ``tool_calls``."""
+
+    role: Literal["system", "user", "assistant", "tool", "developer"]
+    content: str | list[dict[str, Any]] | None
+    name: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_call_id: str | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """This message in the OpenAI chat format."""
+        wire: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.name is not None:
+            wire["name"] = self.name
+        if self.tool_calls:
+            wire["tool_calls"] = [dict(call) for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            wire["tool_call_id"] = self.tool_call_id
+        return wire
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. None leaves the choice to the version's defaults. Bounds are checked in ``api``."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[str, float] | None = None
+    logprobs: int | None = None
+    response_format: Mapping[str, Any] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: str | Mapping[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One call as every front door (``/predict``, ``/v1``, WebSocket, CLI) hands it to ``models``.
+
+    ``model``: an alias, ``provider/name`` or None for the alias ``default``. ``messages`` are structured, before templating.
+    """
+
+    messages: tuple[Message, ...]
+    model: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    conversation_id: str | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as the engine's own tokenizer gives them. ``cached_tokens``: prompt tokens found in the prefix cache."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of the answer's text; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """The next piece of a model's visible thinking; not part of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of tool call number ``index``: the id and name come first, the JSON arguments in pieces."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities of the tokens of the last `TextDelta`, in the OpenAI ``logprobs.content`` form."""
+
+    content: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a whole answer. A stream that ends without it was cut, and that is an error."""
+
+    reason: FinishReason
+    usage: Usage
+
+
+Event = TextDelta | ReasoningDelta | ToolCallDelta | TokenLogprobs | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: what `fold` makes of a stream of events."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    reasoning: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+
+
+async def fold(events: AsyncIterable[Event]) -> Answer:
+    """Folds a stream into a whole answer; streaming and non-streaming share the one generator.
+
+    Raises:
+        UpstreamError: the stream ended without `Finished`.
+    """
+    folder = Folder()
+    async for event in events:
+        folder.add(event)
+    return folder.answer()
+
+
+class Folder:
+    """The fold as an object, for callers that also pass each event on."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._finished: Finished | None = None
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._text)
+
+    @property
+    def finished(self) -> Finished | None:
+        """The closing event, once it has come."""
+        return self._finished
+
+    def add(self, event: Event) -> None:
+        """Takes the next event."""
+        match event:
+            case TextDelta(text):
+                self._text.append(text)
+            case ReasoningDelta(text):
+                self._reasoning.append(text)
+            case ToolCallDelta():
+                self._add_call(event)
+            case TokenLogprobs():
+                pass
+            case Finished():
+                self._finished = event
+
+    def _add_call(self, delta: ToolCallDelta) -> None:
+        call = self._calls.setdefault(delta.index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+        if delta.id:
+            call["id"] = delta.id
+        if delta.name:
+            call["function"]["name"] += delta.name
+        call["function"]["arguments"] += delta.arguments
+
+    def answer(self) -> Answer:
+        """The whole answer. Raises UpstreamError where the closing event never came."""
+        if self._finished is None:
+            raise UpstreamError("The answer was cut off before its end. Try again.")
+        return Answer(
+            text=self.text,
+            finish_reason=self._finished.reason,
+            usage=self._finished.usage,
+            reasoning="".join(self._reasoning),
+            tool_calls=tuple(self._calls[index] for index in sorted(self._calls)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What an admin asks for with ``POST /model``: ``{provider, model, device?}`` (M1 section 9)."""
+
+    provider: str
+    model: str
+    device: str = "auto"
+    adapter: str | None = None
+    """Name of an adapter of ours on top of the base, or None."""
+
+    @property
+    def name(self) -> str:
+        """The public name, ``provider/model``."""
+        return f"{self.provider}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """What really answers: base weights, adapter and chat template, each by SHA-256 hex (or None).
+
+    ``id`` is the first 16 hex digits of the SHA-256 over the three, with the provider's name: equal parts, equal id.
+    """
+
+    id: str
+    provider: str
+    model: str
+    base_hash: str | None
+    adapter_hash: str | None
+    template_hash: str | None
+    context_tokens: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EngineState(enum.StrEnum):
+    """Where an engine process stands; also the label of the metric ``aprendiz_engine_state``."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    DRAINING = "draining"
+    FAILED = "failed"
