@@ -31,7 +31,7 @@ USUAL_NAMES = {
 """Environment names that are not built from the prefix, and the setting that each one sets."""
 
 _NOT_SETTINGS = frozenset({"APRENDIZ_CONFIG"})
-_SECRET_FILE = "secret_key"
+_KEY_FILE = "secret_key"
 _LIST_SEPARATOR = ","
 
 
@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings and where each value came from (``default``, ``config.yaml``, ``.env``, ``environment``, ``data directory``)."""
+    """The settings, and where each came from: default, config.yaml, .env, environment, data directory, command line."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -83,7 +83,7 @@ def load(*, folder: Path | None = None, environ: Mapping[str, str] | None = None
     """Builds the settings.
 
     Args:
-        folder: where ``config.yaml`` and ``.env`` lie; the working directory unless told. ``APRENDIZ_CONFIG`` names another YAML file.
+        folder: where ``config.yaml`` and ``.env`` lie (working directory). ``APRENDIZ_CONFIG`` names another YAML file.
         environ: the environment; ``os.environ`` unless told.
 
     Raises:
@@ -117,9 +117,9 @@ def with_secret_key(config: Config) -> Config:
     if settings.security.secret_key is not None:
         return config
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = settings.data_dir / _SECRET_FILE
+    path = settings.data_dir / _KEY_FILE
     try:
-        fresh = path.with_name(f"{_SECRET_FILE}.{os.getpid()}.new")
+        fresh = path.with_name(f"{_KEY_FILE}.{os.getpid()}.new")
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_urlsafe(48))
@@ -133,7 +133,9 @@ def with_secret_key(config: Config) -> Config:
             fresh.unlink()
         key = path.read_text().strip()
     except OSError as error:
-        raise ConfigurationError(f"Cannot keep a secret key in {path}: {error.strerror}. Set SECRET_KEY, or make it writable.") from error
+        raise ConfigurationError(
+            f"Cannot keep a secret key in {path}: {error.strerror}. Set SECRET_KEY, or make it writable."
+        ) from error
     security = settings.security.model_copy(update={"secret_key": SecretStr(_check_secret(key, str(path)))})
     return Config(
         settings.model_copy(update={"security": security}), {**config.origins, "security.secret_key": "data directory"}
@@ -233,7 +235,8 @@ def _complaints(error: ValidationError, origins: Mapping[str, str]) -> Iterator[
 def _check_secret(key: str, where: str) -> str:
     if len(key.encode()) < 32:
         raise ConfigurationError(
-            f"{where} is too short: use 32 random bytes or more, as `python3 -c 'import secrets; print(secrets.token_urlsafe(48))'` prints."
+            f"{where} is too short: use 32 random bytes or more, as "
+            "`python3 -c 'import secrets; print(secrets.token_urlsafe(48))'` prints."
         )
     return key
 

@@ -32,20 +32,24 @@ class Metrics:
         self.in_flight = Gauge("aprendiz_http_requests_in_flight", "HTTP requests now being answered.", registry=r)
         self.predictions = Counter("aprendiz_predictions", "Predictions.", ("model", "status"), registry=r)
         self.first_token_seconds = Histogram(
-            "aprendiz_time_to_first_token_seconds", "From the call to the first piece.", ("model",), registry=r, buckets=_SECONDS
+            "aprendiz_time_to_first_token_seconds",
+            "From the call to the first piece.",
+            ("model",),
+            registry=r,
+            buckets=_SECONDS,
         )
         self.prediction_seconds = Histogram(
             "aprendiz_prediction_seconds", "From the call to the stored end.", ("model",), registry=r, buckets=_SECONDS
         )
         self.tokens = Counter("aprendiz_tokens", "Tokens.", ("model", "kind"), registry=r)
         self.queue_length = Gauge("aprendiz_queue_length", "Requests that wait for a slot.", ("model",), registry=r)
-        self.queue_seconds = Histogram(
-            "aprendiz_queue_seconds", "Wait for a slot.", ("model",), registry=r, buckets=_SECONDS
-        )
+        self.queue_seconds = Histogram("aprendiz_queue_seconds", "Wait for a slot.", ("model",), registry=r, buckets=_SECONDS)
         self.running = Gauge("aprendiz_running_predictions", "Predictions that hold a slot.", ("model",), registry=r)
         self.rejected = Counter("aprendiz_rejected", "Requests refused before work.", ("reason",), registry=r)
         self.engine_state = Gauge("aprendiz_engine_state", "1 for the state that holds.", ("model", "state"), registry=r)
-        self.engine_restarts = Counter("aprendiz_engine_restarts", "Engine processes that died and were restarted.", ("model",), registry=r)
+        self.engine_restarts = Counter(
+            "aprendiz_engine_restarts", "Engine processes that died and were restarted.", ("model",), registry=r
+        )
         self.engine_load_seconds = Histogram(
             "aprendiz_engine_load_seconds", "From start of an engine to ready.", ("model",), registry=r, buckets=_SECONDS
         )

@@ -110,7 +110,8 @@ class PredictionRecord:
 class FeedbackRecord:
     """One feedback. ``rater``: a user's id, or ``token:<prediction id>`` for a vote cast with a feedback token.
 
-    ``superseded_at`` is set on all but the newest of one rater on one prediction. ``checksum``: SHA-256 over the content, checked on read.
+    ``superseded_at`` is set on all but the newest of one rater on one prediction.
+    ``checksum``: SHA-256 over the content, checked on read.
     """
 
     id: str

@@ -26,7 +26,9 @@ class Server(Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 for all; put TLS in front before you do.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 lets the system choose.")
-    public_url: str = Field("", description="The address people use, as https://llm.example.org. Empty: made from host and port.")
+    public_url: str = Field(
+        "", description="The address people use, as https://llm.example.org. Empty: made from host and port."
+    )
     trusted_hosts: tuple[str, ...] = Field(
         ("localhost", "127.0.0.1", "[::1]"),
         description="Host names that requests may ask for; the name in public_url is added. `*` accepts all.",
@@ -34,11 +36,20 @@ class Server(Section):
     trusted_proxies: tuple[str, ...] = Field(
         (), description="Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed. Empty: none."
     )
-    cors_origins: tuple[str, ...] = Field((), description="Other web origins that may call the API from a browser, without cookies.")
-    docs: Literal["admin", "open", "off"] = Field("admin", description="Who sees /docs and /openapi.json: admins, anyone or no one.")
-    max_body_bytes: int = Field(1_048_576, ge=1024, le=1 << 30, description="Largest request body in bytes (uploads have their own).")
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Other web origins that may call the API from a browser, without cookies."
+    )
+    docs: Literal["admin", "open", "off"] = Field(
+        "admin", description="Who sees /docs and /openapi.json: admins, anyone or no one."
+    )
+    max_body_bytes: int = Field(
+        1_048_576, ge=1024, le=1 << 30, description="Largest request body in bytes (uploads have their own)."
+    )
     receive_timeout_s: float = Field(
-        10, gt=0, le=300, description="Seconds in which a client must have sent its headers, and again each further piece of body."
+        10,
+        gt=0,
+        le=300,
+        description="Seconds in which a client must have sent its headers, and again each further piece of body.",
     )
     grace_s: float = Field(20, ge=0, le=600, description="Seconds that open answers get to end after SIGTERM.")
 
@@ -47,7 +58,8 @@ class Security(Section):
     """Accounts, sessions and keys."""
 
     secret_key: SecretStr | None = Field(
-        None, description="Signs tokens; 32 random bytes or more. Usually SECRET_KEY. Missing: made once into the data directory."
+        None,
+        description="Signs tokens; 32 random bytes or more. Usually SECRET_KEY. Missing: made once into the data directory.",
     )
     previous_secret_key: SecretStr | None = Field(
         None, description="The former secret_key: tokens signed with it stay good until they expire."
@@ -70,7 +82,8 @@ class RateLimits(Section):
     predict_address: Rate = Field("3000/minute", description="Predictions per client address (IPv6: per /64).")
     feedback: Rate = Field("3000/minute", description="Feedback per user, or per address for feedback by token.")
     login: Rate = Field(
-        "10/minute", description="Failed logins per account and address; five times as many per address, with registrations and invite tries."
+        "10/minute",
+        description="Failed logins per account and address; five times as many per address, registrations included.",
     )
     api: Rate = Field("6000/minute", description="All other calls per address.")
 
@@ -79,7 +92,8 @@ class Database(Section):
     """Where the records live."""
 
     url: SecretStr | None = Field(
-        None, description="postgresql://… for PostgreSQL; usually DATABASE_URL. Missing: aprendiz.db (SQLite) in the data directory."
+        None,
+        description="postgresql://… for PostgreSQL; usually DATABASE_URL. Missing: aprendiz.db (SQLite) in the data directory.",
     )
 
 
@@ -87,13 +101,19 @@ class Model(Section):
     """The model behind the alias `default`, and how engines run."""
 
     provider: str = Field("llamacpp", description="Provider of the default model: llamacpp, hf, echo, openai, claude.")
-    model: str = Field("smollm2-135m-instruct", description="Its name there: a catalogue name, a Hub name, a folder or a GGUF file.")
+    model: str = Field(
+        "smollm2-135m-instruct", description="Its name there: a catalogue name, a Hub name, a folder or a GGUF file."
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where it runs; auto takes the best there is.")
     preload: bool = Field(True, description="Load at start, beside serving. Off: load with the first request.")
-    context_tokens: int = Field(2048, ge=256, le=1_048_576, description="Context per request in tokens, prompt and answer together.")
+    context_tokens: int = Field(
+        2048, ge=256, le=1_048_576, description="Context per request in tokens, prompt and answer together."
+    )
     slots: int = Field(8, ge=1, le=256, description="Requests an engine works on at the same time.")
     threads: int = Field(0, ge=0, le=512, description="Threads of an engine; 0 takes the number of cores.")
-    max_tokens: int = Field(512, ge=1, le=1_048_576, description="Longest answer where the caller names no limit, and the default.")
+    max_tokens: int = Field(
+        512, ge=1, le=1_048_576, description="Longest answer where the caller names no limit, and the default."
+    )
     temperature: float = Field(0.2, ge=0, le=2, description="Sampling temperature where the caller names none.")
     queue: int = Field(256, ge=0, le=100_000, description="Requests that may wait for a slot; one more is refused with 503.")
     queue_per_user: int = Field(32, ge=0, le=100_000, description="Of these, per user; one more is refused with 429.")
@@ -101,7 +121,9 @@ class Model(Section):
     answer_timeout_s: float = Field(300, gt=0, le=86_400, description="Longest time from a slot to the end of the answer.")
     load_timeout_s: float = Field(180, gt=0, le=86_400, description="Longest time that an engine may take to become ready.")
     idle_unload_minutes: float = Field(0, ge=0, le=100_000, description="Unload a model unused for so long; 0 keeps it.")
-    max_loaded: int = Field(2, ge=1, le=64, description="Engines alive at once, draining ones not counted; the longest unused goes.")
+    max_loaded: int = Field(
+        2, ge=1, le=64, description="Engines alive at once, draining ones not counted; the longest unused goes."
+    )
 
 
 class Providers(Section):
@@ -110,7 +132,9 @@ class Providers(Section):
     allowed: tuple[str, ...] = Field(
         ("llamacpp", "hf", "echo"), description="Providers that may be used; others are refused even if installed."
     )
-    engine_memory_mb: int = Field(0, ge=0, le=16_777_216, description="Address space of an engine process in MiB; 0 sets no limit.")
+    engine_memory_mb: int = Field(
+        0, ge=0, le=16_777_216, description="Address space of an engine process in MiB; 0 sets no limit."
+    )
 
 
 class Logging(Section):
@@ -137,7 +161,9 @@ class Memory(Section):
 class Settings(Section):
     """The whole tree."""
 
-    data_dir: Path = Field(Path("data"), description="Folder for everything that the service writes. Usually APRENDIZ_DATA_DIR.")
+    data_dir: Path = Field(
+        Path("data"), description="Folder for everything that the service writes. Usually APRENDIZ_DATA_DIR."
+    )
     server: Server = Server()
     security: Security = Security()
     rate_limits: RateLimits = RateLimits()

@@ -14,7 +14,7 @@ from app.core.errors import UpstreamError
 
 Role = Literal["admin", "user"]
 Scope = Literal["predict", "feedback", "read", "admin"]
-"""What an API key may do. ``read`` is GET on one's own things; ``admin`` needs an admin's key. Sessions have all of their role's."""
+"""What an API key may do. ``read``: GET one's own things; ``admin``: needs an admin's key. A session has all of its role."""
 
 ALL_SCOPES: tuple[Scope, ...] = ("predict", "feedback", "read", "admin")
 

@@ -2,8 +2,8 @@
 
 A provider is a *kind* (``llamacpp``, ``hf``, ``echo``, ...). `BaseLLMProvider.open` gives one `LoadedModel`: for local
 providers a supervised engine process, for remote ones a client. ``models`` decides when to open, share and close them;
-providers know nothing of users, queues or storage. The contract suite in ``app/providers/contract.py`` states what each must do,
-and ships, so that the author of a plug-in can run it.
+providers know nothing of users, queues or storage. The contract suite in ``app/providers/contract.py`` states what each
+must do, and ships, so that the author of a plug-in can run it.
 """
 
 from __future__ import annotations
