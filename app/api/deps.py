@@ -1,0 +1,127 @@
+"""How a route gets what it needs: the services, and who calls.
+
+The one place that reads ``app.state``: one cast, here. FastAPI routes take the annotated aliases (`CurrentPrincipal`,
+`AdminPrincipal`, ...); raw ASGI routes call the plain functions of the same meaning. Nothing here decides who somebody is
+(that is `app.security.auth.Authenticator`) nor builds anything (that is `app.main`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, cast
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from app.core.errors import Forbidden, Unauthenticated
+from app.core.types import Principal, Scope
+from app.security.address import client_address
+
+if TYPE_CHECKING:
+    from app.core.metrics import Metrics
+    from app.core.settings import Settings
+    from app.db.audit import Audit
+    from app.db.conversations import Conversations
+    from app.db.database import Database
+    from app.db.feedback import Feedback
+    from app.db.invites import Invites
+    from app.db.keys import Keys
+    from app.db.predictions import Predictions
+    from app.db.sessions import Sessions
+    from app.db.users import Users
+    from app.db.versions import Aliases, Versions
+    from app.memory.conversations import ConversationMemory
+    from app.models.model_manager import ModelManager
+    from app.security.accounts import Accounts
+    from app.security.auth import Authenticator
+    from app.security.rate_limit import RateLimiter
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that a route may use. Built once by ``app.main``, in the lifespan; lies in ``app.state.services``."""
+
+    settings: Settings
+    metrics: Metrics
+    database: Database
+    users: Users
+    invites: Invites
+    sessions: Sessions
+    keys: Keys
+    predictions: Predictions
+    feedback: Feedback
+    conversations: Conversations
+    versions: Versions
+    aliases: Aliases
+    audit: Audit
+    authenticator: Authenticator
+    accounts: Accounts
+    limiter: RateLimiter
+    models: ModelManager
+    memory: ConversationMemory
+
+
+def get_services(connection: HTTPConnection) -> Services:
+    """The services of the app that serves this request or socket."""
+    return cast("Services", connection.app.state.services)
+
+
+async def optional_principal(connection: HTTPConnection) -> Principal | None:
+    """Who calls, or None where no credential came at all. Raises Unauthenticated for a bad one."""
+    return await get_services(connection).authenticator.principal(connection.scope["headers"])
+
+
+async def current_principal(connection: HTTPConnection) -> Principal:
+    """Who calls. Raises Unauthenticated where there is no good credential."""
+    principal = await optional_principal(connection)
+    if principal is None:
+        raise Unauthenticated("Log in, or send an API key as `Authorization: Bearer …`.")
+    return principal
+
+
+async def admin_principal(connection: HTTPConnection) -> Principal:
+    """An admin with the admin scope. Raises Unauthenticated or Forbidden."""
+    return allow(await current_principal(connection), "admin")
+
+
+async def person_principal(connection: HTTPConnection) -> Principal:
+    """A logged-in person: a session or its token. API keys stand for programs and may not touch accounts: Forbidden."""
+    principal = await current_principal(connection)
+    if principal.via == "key":
+        raise Forbidden("An API key cannot do this; log in.")
+    return principal
+
+
+def require(scope: Scope) -> Callable[[HTTPConnection], Awaitable[Principal]]:
+    """A dependency that gives the principal if its credential carries ``scope``: ``Annotated[Principal, Depends(require("read"))]``."""
+
+    async def principal_with_scope(connection: HTTPConnection) -> Principal:
+        return allow(await current_principal(connection), scope)
+
+    return principal_with_scope
+
+
+def allow(principal: Principal, scope: Scope) -> Principal:
+    """``principal`` itself if it may use ``scope``; raises Forbidden otherwise."""
+    if scope == "admin" and not principal.is_admin:
+        raise Forbidden("This needs an administrator's credential.")
+    if scope not in principal.scopes:
+        raise Forbidden(f"This credential does not carry the scope `{scope}`.")
+    return principal
+
+
+async def get_address(connection: HTTPConnection) -> str:
+    """The caller's address; forwarding headers count only from trusted proxies."""
+    return client_address(connection.scope, get_services(connection).settings.server.trusted_proxies)
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
+OptionalPrincipal = Annotated[Principal | None, Depends(optional_principal)]
+AdminPrincipal = Annotated[Principal, Depends(admin_principal)]
+PersonPrincipal = Annotated[Principal, Depends(person_principal)]
+ReadPrincipal = Annotated[Principal, Depends(require("read"))]
+FeedbackPrincipal = Annotated[Principal, Depends(require("feedback"))]
+PredictPrincipal = Annotated[Principal, Depends(require("predict"))]
+ClientAddress = Annotated[str, Depends(get_address)]
