@@ -94,7 +94,10 @@ async def person_principal(connection: HTTPConnection) -> Principal:
 
 
 def require(scope: Scope) -> Callable[[HTTPConnection], Awaitable[Principal]]:
-    """A dependency that gives the principal if its credential carries ``scope``: ``Annotated[Principal, Depends(require("read"))]``."""
+    """A dependency that gives the principal if its credential carries ``scope``.
+
+    Use: ``Annotated[Principal, Depends(require("read"))]``.
+    """
 
     async def principal_with_scope(connection: HTTPConnection) -> Principal:
         return allow(await current_principal(connection), scope)

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -151,13 +151,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # registered for this class only
-    return _http_response(error)
+    return _http_response(cast("HTTPException", error))
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # registered for this class only
-    found = list(_complaints(error.errors()))
+    found = list(_complaints(cast("RequestValidationError", error).errors()))
     body = _body(422, errors.InvalidRequest.slug, errors.InvalidRequest.title, "; ".join(f"{f}: {m}" for f, m in found[:3]))
     body["errors"] = [{"field": field, "message": message} for field, message in found]
     if found:
