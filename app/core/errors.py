@@ -3,7 +3,11 @@
     AprendizError
     ├── InvalidRequest            the caller's words are off
     │   ├── PayloadTooLarge
-    │   └── UnsupportedMediaType
+    │   ├── UnsupportedMediaType
+    │   ├── MalformedRequest      not proper HTTP: Host, Content-Length, ...
+    │   ├── UrlTooLong
+    │   ├── HeadersTooLarge
+    │   └── RequestTimeout        the body did not come in time
     ├── Unauthenticated           no credential, or a bad one
     ├── Forbidden                 a good credential without the right
     │   └── CrossSiteRefused
@@ -64,6 +68,26 @@ class PayloadTooLarge(InvalidRequest):
 class UnsupportedMediaType(InvalidRequest):
     title = "The content type is not supported"
     slug = "unsupported-media-type"
+
+
+class MalformedRequest(InvalidRequest):
+    title = "The request is malformed"
+    slug = "malformed-request"
+
+
+class UrlTooLong(InvalidRequest):
+    title = "The URL is too long"
+    slug = "url-too-long"
+
+
+class HeadersTooLarge(InvalidRequest):
+    title = "The request headers are too large"
+    slug = "headers-too-large"
+
+
+class RequestTimeout(InvalidRequest):
+    title = "The request did not arrive in time"
+    slug = "request-timeout"
 
 
 class Unauthenticated(AprendizError):
