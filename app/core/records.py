@@ -5,6 +5,7 @@ Times are timezone-aware UTC datetimes; ids are UUIDv7 text; hashes are SHA-256 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,17 @@ from app.core.types import Role, Scope
 Rating = Literal["up", "down"]
 PredictionStatus = Literal["ok", "cancelled", "error"]
 ReviewStatus = Literal["pending", "approved", "rejected"]
+Rotation = Literal["rotated", "repeat", "reused", "gone"]
+"""What became of a refresh token that was presented; see `SessionRecord`."""
+
+
+class Unset(enum.Enum):
+    """The type of `UNSET`: "leave it as it is", where None is a value of its own."""
+
+    UNSET = "unset"
+
+
+UNSET = Unset.UNSET
 
 
 @dataclass(frozen=True, slots=True)
