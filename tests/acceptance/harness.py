@@ -1,0 +1,153 @@
+"""The service as an operator runs it: a process of its own, seen only through its address, its output and signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+PASSWORD = "correct horse battery staple"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ServiceProcess:
+    """`aprendiz serve` in a child. ``start`` waits until it is ready; ``kill`` is SIGKILL to the service alone."""
+
+    def __init__(self, data: Path, *, port: int | None = None, provider: str = "echo", model: str = "echo", **extra: str) -> None:
+        self.data = data
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(data),
+            "APRENDIZ_DATA_DIR": str(data),
+            "APRENDIZ_MODEL__PROVIDER": provider,
+            "APRENDIZ_MODEL__MODEL": model,
+            "APRENDIZ_LOGGING__LEVEL": "INFO",
+            **extra,
+        }
+        self.output: list[str] = []
+        self.log: list[str] = []
+        self.ready_after = 0.0
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *, timeout: float = 60) -> ServiceProcess:
+        begun = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "app.cli.main", "serve", "--port", str(self.port)],
+            cwd=ROOT,
+            env={**self.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for stream, lines in ((self._process.stdout, self.output), (self._process.stderr, self.log)):
+            threading.Thread(target=_drain, args=(stream, lines), daemon=True).start()
+        while time.monotonic() - begun < timeout:
+            if self._process.poll() is not None:
+                raise AssertionError(f"the service ended with {self._process.returncode}:\n" + "".join(self.log[-30:]))
+            try:
+                if httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200:
+                    self.ready_after = time.monotonic() - begun
+                    return self
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)
+        raise AssertionError("the service was not ready in time:\n" + "".join(self.log[-30:]))
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+
+    def terminate(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout: float) -> int:
+        assert self._process is not None
+        return self._process.wait(timeout)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.terminate()
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def __enter__(self) -> ServiceProcess:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def invite(self) -> str:
+        """The token of the printed invite."""
+        for _ in range(200):
+            found = re.search(r"#invite=(\S+)", "".join(self.output))
+            if found:
+                return found.group(1)
+            time.sleep(0.02)
+        raise AssertionError("no invite was printed:\n" + "".join(self.output))
+
+    def admin(self, name: str = "ada") -> dict[str, str]:
+        """Registers the first admin; returns the headers that carry its token."""
+        body = {"username": name, "password": PASSWORD, "invite": self.invite()}
+        answer = httpx.post(f"{self.url}/auth/register", json=body, timeout=30)
+        assert answer.status_code == 201, answer.text
+        return self.login(name)
+
+    def login(self, name: str = "ada") -> dict[str, str]:
+        answer = httpx.post(f"{self.url}/auth/token", data={"username": name, "password": PASSWORD}, timeout=30)
+        assert answer.status_code == 200, answer.text
+        return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+    def rss(self) -> int:
+        """Resident memory of the service process alone, in bytes."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) * 1024  # type: ignore[index]
+
+    def engines(self) -> list[int]:
+        """Process ids of the engine workers, found as children of the service."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    status = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                except OSError:
+                    continue
+                if int(status[1]) == self.pid and status[0] != "Z":
+                    found.append(int(entry.name))
+        return found
+
+
+def predict(url: str, headers: Mapping[str, str], **body: Any) -> httpx.Response:
+    return httpx.post(f"{url}/predict", json={"prompt": "hello", **body}, headers=dict(headers), timeout=60)
+
+
+def _drain(stream: Any, lines: list[str]) -> None:
+    for line in stream:
+        lines.append(line)
