@@ -63,7 +63,7 @@ class Worker:
         return None
 
     async def stop(self, grace_s: float) -> None:
-        """Ends the whole process group: SIGTERM, ``grace_s`` seconds, SIGKILL; returns when it is reaped. May be called twice."""
+        """Ends the process group: SIGTERM, ``grace_s`` seconds, SIGKILL; returns when it is reaped. May be called twice."""
         if not self.exited.done():
             self._signal(signal.SIGTERM)
             await asyncio.wait({self.exited}, timeout=grace_s)

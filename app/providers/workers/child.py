@@ -38,7 +38,7 @@ class Child:
         self._report_fd = report_fd
 
     def listening(self, *, port: int | None = None, **facts: Any) -> None:
-        """Says that the server accepts connections (it may still be loading). ``facts`` (``device``, ...) go to `Engine.facts`."""
+        """Says that the server accepts connections, loaded or not. ``facts`` (``device``, ...) go to `Engine.facts`."""
         self._report({"listening": {"port": port, **facts}})
 
     def fail(self, detail: str, *, unknown: bool = False) -> NoReturn:
@@ -74,7 +74,7 @@ def _limit(memory_mb: int) -> None:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Two ways, for each has a gap: the kernel's signal is Linux only; the thread stands still while a native call holds the lock."""
+    """Two ways, for each has a gap: the kernel's signal is Linux only; the thread waits while a native call holds the lock."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
