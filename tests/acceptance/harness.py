@@ -30,7 +30,15 @@ def free_port() -> int:
 class ServiceProcess:
     """`aprendiz serve` in a child. ``start`` waits until it is ready; ``kill`` is SIGKILL to the service alone."""
 
-    def __init__(self, data: Path, *, port: int | None = None, provider: str = "echo", model: str = "echo", **extra: str) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *,
+        port: int | None = None,
+        provider: str = "echo",
+        model: str = "echo",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.data = data
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -41,7 +49,7 @@ class ServiceProcess:
             "APRENDIZ_MODEL__PROVIDER": provider,
             "APRENDIZ_MODEL__MODEL": model,
             "APRENDIZ_LOGGING__LEVEL": "INFO",
-            **extra,
+            **(environ or {}),
         }
         self.output: list[str] = []
         self.log: list[str] = []

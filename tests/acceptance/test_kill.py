@@ -52,11 +52,11 @@ class Writer(threading.Thread):
 
 
 def rounds(data: Path, count: int, *, seed: int) -> tuple[int, int]:
-    """Runs ``count`` kills; returns how many feedbacks were acknowledged, and how many were stored without an acknowledgement."""
+    """Runs ``count`` kills; returns how many feedbacks were acknowledged, and how many stored without acknowledgement."""
     chance = random.Random(seed)
     port = free_port()
     limits = {"APRENDIZ_RATE_LIMITS__ENABLED": "false"}
-    service = ServiceProcess(data, port=port, **limits).start()
+    service = ServiceProcess(data, port=port, environ=limits).start()
     headers = service.admin()
     predictions = [predict(service.url, headers).json()["id"] for _ in range(WRITERS)]
     stop = threading.Event()
@@ -67,7 +67,7 @@ def rounds(data: Path, count: int, *, seed: int) -> tuple[int, int]:
         for _ in range(count):
             time.sleep(chance.uniform(0.05, 0.4))
             service.kill()
-            service = ServiceProcess(data, port=port, **limits).start()
+            service = ServiceProcess(data, port=port, environ=limits).start()
         time.sleep(0.3)
     finally:
         stop.set()
