@@ -95,7 +95,7 @@ class EchoModel(LoadedModel):
         prompt_tokens = await self.count_tokens(request)
         if prompt_tokens >= self._limit:
             raise InvalidRequest(
-                f"The prompt has {prompt_tokens} tokens; the model takes {self._limit}, prompt and answer together. Shorten it.",
+                f"The prompt has {prompt_tokens} tokens; the model takes {self._limit}, with the answer. Shorten it.",
                 field="messages",
             )
         words, reason = self._answer(request, self._limit - prompt_tokens)

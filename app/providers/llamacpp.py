@@ -1,0 +1,169 @@
+"""The provider ``llamacpp``: a GGUF file behind llama.cpp, in a supervised worker process. The default.
+
+``models`` gives the checked file (`ProviderContext.resolve`); the worker parses it. This side looks at four bytes, no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+from app.core.errors import AprendizError, InvalidRequest, ModelLoadFailed, UnknownModel, UpstreamError
+from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
+from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
+from app.providers.engine import Engine, Timings
+from app.providers.versions import FileHashes, text_hash, version_info
+from app.providers.wire import chat_body
+
+_WORKER = "app.providers.workers.llamacpp_worker"
+_MAGIC = b"GGUF"
+_MAX_SEED = 0xFFFF_FFFE
+"""llama.cpp takes 32 bits, and all ones mean "choose one"."""
+
+logger = logging.getLogger(__name__)
+
+
+class LlamaCppProvider(BaseLLMProvider):
+    """``llamacpp/NAME``: a catalogue name or a GGUF file.
+
+    Args:
+        timings: when supervision acts; tests use shorter ones.
+    """
+
+    name = "llamacpp"
+
+    def __init__(self, context: ProviderContext, *, timings: Timings | None = None) -> None:
+        super().__init__(context)
+        self._timings = timings
+        self._hashes = FileHashes()
+
+    async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
+        if spec.adapter is not None:
+            raise ModelLoadFailed("The llamacpp provider does not take adapters yet; load the model without one.")
+        path = await asyncio.to_thread(self._file, spec.model)
+        model = self.context.model
+        engine = Engine(
+            _WORKER,
+            {
+                "model_path": str(path),
+                "device": spec.device,
+                "slots": model.slots,
+                "context_tokens": model.context_tokens,
+                "threads": model.threads,
+            },
+            label=spec.name,
+            runtime_dir=self.context.runtime_dir,
+            load_timeout_s=model.load_timeout_s,
+            read_timeout_s=model.answer_timeout_s,
+            memory_mb=self.context.providers.engine_memory_mb,
+            on_state=on_state,
+            timings=self._timings,
+        )
+        hashing = asyncio.create_task(self._hashes.sha256(path))
+        try:
+            await engine.start()
+            return LlamaCppModel(await _describe(spec, engine, await hashing), engine, self.context)
+        except OSError as error:
+            await engine.aclose()
+            raise ModelLoadFailed(f"The model file cannot be read ({error.strerror}).") from error
+        except BaseException:
+            await engine.aclose()
+            raise
+        finally:
+            hashing.cancel()
+            await asyncio.gather(hashing, return_exceptions=True)
+
+    def _file(self, name: str) -> Path:
+        path = self.context.resolve(name)
+        if path is None:
+            raise UnknownModel(
+                f"There is no model {name[:100]!r} here. `aprendiz models list` shows what there is, "
+                f"`aprendiz models pull NAME` fetches one.",
+                field="model",
+            )
+        try:
+            if not path.is_file():
+                raise ModelLoadFailed("The llamacpp provider takes a GGUF file; this is not a file.")
+            with path.open("rb") as file:
+                magic = file.read(len(_MAGIC))
+        except OSError as error:
+            raise ModelLoadFailed(f"The model file cannot be read ({error.strerror}).") from error
+        if magic != _MAGIC:
+            raise ModelLoadFailed("The llamacpp provider takes GGUF files; this file is of another kind.")
+        return path.absolute()
+
+
+async def _describe(spec: ModelSpec, engine: Engine, base_hash: str) -> VersionInfo:
+    """What really answers, as the engine tells it."""
+    try:
+        props = await engine.client().json("GET", "/props")
+        template = str(props["chat_template"])
+        context = int(props["default_generation_settings"]["n_ctx"])
+    except (KeyError, TypeError, ValueError, UpstreamError) as error:
+        raise ModelLoadFailed("The engine loaded the model and does not say what it is.") from error
+    return version_info(
+        "llamacpp",
+        spec.model,
+        base_hash=base_hash,
+        template_hash=text_hash(template),
+        context_tokens=context,
+        details={"engine": f"xllamacpp {engine.facts.get('build', '')}".strip()},
+    )
+
+
+class LlamaCppModel(LoadedModel):
+    """A GGUF in a running engine."""
+
+    def __init__(self, version: VersionInfo, engine: Engine, context: ProviderContext) -> None:
+        self.version = version
+        self.capabilities = Capabilities(
+            slots=context.model.slots,
+            context_tokens=version.context_tokens,
+            tools=True,
+            json_schema=True,
+            logprobs=True,
+        )
+        self._engine = engine
+        self._model = context.model
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """See `LoadedModel.stream`."""
+        client = self._engine.client()
+        async with contextlib.aclosing(client.stream_chat(self._body(request))) as events:
+            async for event in events:
+                yield event
+
+    async def count_tokens(self, request: GenerationRequest) -> int:
+        """See `LoadedModel.count_tokens`."""
+        client = self._engine.client()
+        body = self._body(request)
+        template = {name: body[name] for name in ("messages", "tools", "tool_choice", "response_format") if name in body}
+        rendered = await client.json("POST", "/apply-template", template)
+        try:
+            text = rendered["prompt"]
+            counted = await client.json("POST", "/tokenize", {"content": text, "add_special": True, "parse_special": True})
+            return len(counted["tokens"])
+        except (KeyError, TypeError) as error:
+            raise UpstreamError("The engine does not say how many tokens the prompt has.") from error
+
+    def status(self) -> EngineStatus:
+        """See `LoadedModel.status`."""
+        return self._engine.status()
+
+    async def aclose(self) -> None:
+        """See `LoadedModel.aclose`."""
+        await self._engine.aclose()
+
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        body = chat_body(request, max_tokens=self._model.max_tokens, temperature=self._model.temperature)
+        seed = body.get("seed")
+        if seed is not None:
+            body["seed"] = seed % _MAX_SEED
+        body["return_progress"] = True  # otherwise the engine notices only at the first token that the client has gone
+        body["cache_prompt"] = True
+        body["lora"] = []  # said each time: a request without the field would reuse another's adapted cache
+        return body
