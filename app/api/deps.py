@@ -7,8 +7,9 @@ The one place that reads ``app.state``: one cast, here. FastAPI routes take the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, cast
 
 from fastapi import Depends
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from app.security.auth import Authenticator
     from app.security.rate_limit import RateLimiter
 
+PRINCIPAL = "aprendiz.principal"
+"""Key in the ASGI scope under which the access log finds who called; nothing decides by it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -60,6 +64,8 @@ class Services:
     limiter: RateLimiter
     models: ModelManager
     memory: ConversationMemory
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the service begins to shut down: not ready any more, idle sockets close."""
 
 
 def get_services(connection: HTTPConnection) -> Services:
@@ -69,7 +75,9 @@ def get_services(connection: HTTPConnection) -> Services:
 
 async def optional_principal(connection: HTTPConnection) -> Principal | None:
     """Who calls, or None where no credential came at all. Raises Unauthenticated for a bad one."""
-    return await get_services(connection).authenticator.principal(connection.scope["headers"])
+    principal = await get_services(connection).authenticator.principal(connection.scope["headers"])
+    connection.scope[PRINCIPAL] = principal
+    return principal
 
 
 async def current_principal(connection: HTTPConnection) -> Principal:
