@@ -30,7 +30,7 @@ USUAL_NAMES = {
 }
 """Environment names that are not built from the prefix, and the setting that each one sets."""
 
-_NOT_SETTINGS = frozenset({"APRENDIZ_CONFIG"})
+_NOT_SETTINGS = frozenset({"APRENDIZ_CONFIG", "APRENDIZ_API_KEY", "APRENDIZ_TEST_MODEL"})
 _KEY_FILE = "secret_key"
 _LIST_SEPARATOR = ","
 

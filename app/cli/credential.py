@@ -1,0 +1,67 @@
+"""Which credential a command shows to the service: one that the person gives, or a short-lived key that the machine's operator mints.
+
+Whoever can write the data directory already owns everything in it, so minting takes nothing that was not there. It never happens for a
+service on another machine (``--url``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+from app.cli.context import opened, user_named
+from app.cli.output import say, visible
+from app.core.errors import Unauthenticated
+
+if TYPE_CHECKING:
+    from app.core.records import UserRecord
+    from app.core.settings import Settings
+    from app.db.database import Database
+
+Scope = Literal["predict", "feedback", "read", "admin"]
+
+KEY_VARIABLE = "APRENDIZ_API_KEY"
+_LIFE = timedelta(hours=12)
+
+
+@contextlib.asynccontextmanager
+async def credential(
+    settings: Settings, *, key: str | None, user: str, remote: bool, purpose: str, scopes: tuple[Scope, ...]
+) -> AsyncIterator[str]:
+    """An API key: ``key``, or ``APRENDIZ_API_KEY``, or one minted for ``user`` (unless told, the oldest admin) and revoked on leaving.
+
+    Raises:
+        Unauthenticated: no key came and none can be minted; the text says what to do.
+    """
+    given = key or os.environ.get(KEY_VARIABLE)
+    if given:
+        yield given
+        return
+    if remote:
+        raise Unauthenticated(f"A service elsewhere needs an API key: pass --key or set {KEY_VARIABLE}.")
+    from app.cli.keys import mint
+    from app.db.keys import Keys
+
+    async with opened(settings) as database:
+        owner = await user_named(database, user) if user else await _operator(database)
+        minted, record = await mint(database, owner, name=purpose, scopes=scopes, life=_LIFE)
+    say(f"As {visible(owner.username)}, with a key for this run only (--user names another user, --key another key).")
+    try:
+        yield minted
+    finally:
+        async with opened(settings) as database:
+            await Keys(database).revoke(record.id, now=datetime.now(UTC))
+
+
+async def _operator(database: Database) -> UserRecord:
+    from app.cli.users import every_user
+
+    for candidate in await every_user(database):
+        if candidate.role == "admin" and candidate.disabled_at is None:
+            return candidate
+    raise Unauthenticated(
+        "There is no admin account yet. Open the address that the service printed, or make one: aprendiz users invite --role admin."
+    )

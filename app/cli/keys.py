@@ -1,0 +1,129 @@
+"""``aprendiz keys``: API keys, for the operator of this machine. A key is printed once, when it is made; only its hash is stored."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from app.cli.context import audit, load_config, opened, run, user_named
+from app.cli.output import data, emit_json, public, say, table, visible, when
+
+if TYPE_CHECKING:
+    from app.core.records import KeyRecord, UserRecord
+    from app.db.database import Database
+
+app = typer.Typer(help="API keys: list, create, revoke.", no_args_is_help=True)
+
+Scope = Literal["predict", "feedback", "read", "admin"]
+_SHOWN_CHARACTERS = 12
+
+
+@app.command("list")
+def list_keys(
+    user: str = typer.Option("", "--user", help="Only this user's keys."),
+    as_json: bool = typer.Option(False, "--json", help="JSON instead of a table."),
+) -> None:
+    """List API keys, without the keys themselves."""
+
+    async def work() -> list[tuple[str, KeyRecord]]:
+        from app.cli.users import every_user
+        from app.db.keys import Keys
+
+        async with opened(load_config().settings) as database:
+            owners = [await user_named(database, user)] if user else await every_user(database)
+            return [(owner.username, key) for owner in owners for key in await Keys(database).list(owner.id)]
+
+    found = run(work())
+    if as_json:
+        emit_json([{"username": name, **public(key, "key_hash")} for name, key in found])
+        return
+    rows = (
+        (key.id, name, key.name, key.prefix + "…", ",".join(key.scopes), _state(key), when(key.last_used_at))
+        for name, key in found
+    )
+    table(("ID", "USER", "NAME", "KEY", "SCOPES", "STATE", "LAST USED (UTC)"), rows)
+
+
+@app.command()
+def create(
+    user: str = typer.Option(..., "--user", help="Whose key it is."),
+    name: str = typer.Option(..., "--name", help="What it is for, to tell keys apart."),
+    scope: list[Scope] = typer.Option(["predict", "feedback", "read"], "--scope", help="What it may do; repeat for several."),
+    days: int | None = typer.Option(None, "--days", min=1, max=3650, help="Days until it expires; without it, never."),
+) -> None:
+    """Make an API key and print it, alone on stdout. It is shown once."""
+
+    async def work() -> str:
+        async with opened(load_config().settings) as database:
+            owner = await user_named(database, user)
+            life = None if days is None else timedelta(days=days)
+            key, _ = await mint(database, owner, name=name, scopes=tuple(scope), life=life)
+            return key
+
+    data(run(work()))
+    say("Keep the key safe: only its hash is stored.")
+
+
+@app.command()
+def revoke(key_id: str = typer.Argument(metavar="ID", help="The key's id, as `keys list` shows it.")) -> None:
+    """End an API key at once."""
+
+    async def work() -> None:
+        from app.core.errors import NotFound
+        from app.db.keys import Keys
+
+        async with opened(load_config().settings) as database:
+            if not await Keys(database).revoke(key_id, now=datetime.now(UTC)):
+                raise NotFound(f"There is no live key {visible(key_id)!r}; `aprendiz keys list` shows all.")
+            await audit(database, "key.revoke", key_id)
+
+    run(work())
+    say("The key is revoked.")
+
+
+async def mint(
+    database: Database, owner: UserRecord, *, name: str, scopes: tuple[Scope, ...], life: timedelta | None
+) -> tuple[str, KeyRecord]:
+    """A new key of ``owner``: the key itself, and its record.
+
+    Raises:
+        InvalidRequest: an empty or overlong name.
+        Forbidden: the scope ``admin`` for somebody who is none.
+    """
+    from app.core.errors import Forbidden
+    from app.core.ids import uuid7
+    from app.core.records import KeyRecord
+    from app.core.text import check_text
+    from app.core.types import ALL_SCOPES
+    from app.db.keys import Keys
+    from app.security.tokens import hash_secret, new_api_key
+
+    check_text(name, field="name", limit=100)
+    if "admin" in scopes and owner.role != "admin":
+        raise Forbidden(f"{visible(owner.username)} is no admin, so a key of theirs cannot carry the scope admin.")
+    key, now = new_api_key(), datetime.now(UTC)
+    record = KeyRecord(
+        id=uuid7(),
+        user_id=owner.id,
+        name=name,
+        prefix=key[:_SHOWN_CHARACTERS],
+        key_hash=hash_secret(key),
+        scopes=tuple(known for known in ALL_SCOPES if known in scopes),
+        created_at=now,
+        expires_at=None if life is None else now + life,
+    )
+    await Keys(database).create(record)
+    await audit(database, "key.create", record.id, user=owner.id, scopes=list(record.scopes))
+    return key, record
+
+
+def _state(key: KeyRecord) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    if key.expires_at is not None and key.expires_at <= datetime.now(UTC):
+        return "expired"
+    return "live" if key.expires_at is None else f"live until {when(key.expires_at)}"
+
+

@@ -1,0 +1,180 @@
+"""``aprendiz users``: accounts, for the operator of this machine. Works on the database; whoever can write it needs no login.
+
+Every change is written to the audit log, with the actor ``command line``.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from app.cli.context import audit, load_config, opened, run, user_named
+from app.cli.output import EXIT_USAGE, confirm, data, emit_json, public, say, table, visible, when
+
+if TYPE_CHECKING:
+    from app.core.records import UserRecord
+    from app.db.database import Database
+
+app = typer.Typer(help="Accounts: list, invite, disable, delete.", no_args_is_help=True)
+
+_PAGE = 500
+Role = Literal["admin", "user"]
+
+
+@app.command("list")
+def list_users(as_json: bool = typer.Option(False, "--json", help="JSON instead of a table.")) -> None:
+    """List all accounts."""
+
+    async def work() -> list[UserRecord]:
+        async with opened(load_config().settings) as database:
+            return await every_user(database)
+
+    records = run(work())
+    if as_json:
+        emit_json([public(record, "password_hash") for record in records])
+        return
+    rows = (
+        (user.username, user.role, "disabled" if user.disabled_at else "active", when(user.created_at), when(user.last_login_at))
+        for user in records
+    )
+    table(("NAME", "ROLE", "STATE", "CREATED (UTC)", "LAST LOGIN"), rows)
+
+
+@app.command()
+def invite(
+    role: Role = typer.Option("user", "--role", help="What the new account may do."),
+    hours: int | None = typer.Option(None, "--hours", min=1, max=8760, help="Life of the invite; setting security.invite_hours."),
+) -> None:
+    """Make an invite and print its token, alone on stdout. It is shown once and works once."""
+    from app.core.ids import uuid7
+    from app.core.records import InviteRecord
+    from app.db.invites import Invites
+    from app.security.tokens import hash_secret, new_invite_token
+
+    settings = load_config().settings
+    token, now = new_invite_token(), datetime.now(UTC)
+    expires = now + timedelta(hours=hours or settings.security.invite_hours)
+    record = InviteRecord(uuid7(), hash_secret(token), role, None, now, expires)
+
+    async def work() -> None:
+        async with opened(settings) as database:
+            await Invites(database).create(record)
+            await audit(database, "invite.create", record.id, role=role)
+
+    run(work())
+    data(token)
+    base = settings.server.public_url or f"http://{settings.server.host}:{settings.server.port}"
+    say(f"One-time invite for a new {role}, good until {when(expires)} UTC. As a link: {base}/setup#invite=TOKEN")
+
+
+@app.command()
+def disable(name: str = typer.Argument(help="The user.")) -> None:
+    """Lock an account: its sessions end and its keys stop working at once."""
+    _set_disabled(name, datetime.now(UTC))
+
+
+@app.command()
+def enable(name: str = typer.Argument(help="The user.")) -> None:
+    """Unlock a disabled account."""
+    _set_disabled(name, None)
+
+
+@app.command("role")
+def set_role(name: str = typer.Argument(help="The user."), role: Role = typer.Argument(help="admin or user.")) -> None:
+    """Make a user an admin, or an admin a user."""
+
+    async def work() -> None:
+        from app.db.users import Users
+
+        async with opened(load_config().settings) as database:
+            user = await user_named(database, name)
+            await Users(database).update(user.id, role=role)
+            await audit(database, "user.role", user.id, role=role)
+
+    run(work())
+    say(f"{visible(name)} is now {role}.")
+
+
+@app.command("password")
+def set_password(name: str = typer.Argument(help="The user.")) -> None:
+    """Set a new password, read from the terminal or from stdin; ends all of the user's sessions."""
+    settings = load_config().settings
+    if sys.stdin.isatty():
+        password = typer.prompt("New password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        say("No password came on stdin.")
+        raise typer.Exit(EXIT_USAGE)
+
+    async def work() -> int:
+        from app.db.sessions import Sessions
+        from app.db.users import Users
+        from app.security.passwords import Passwords, check_new_password
+
+        async with opened(settings) as database:
+            user = await user_named(database, name)
+            check_new_password(password, username=user.username, min_length=settings.security.min_password_length)
+            passwords = Passwords(workers=1)
+            try:
+                hashed = await passwords.hash(password)
+            finally:
+                passwords.close()
+            await Users(database).update(user.id, password_hash=hashed)
+            ended = await Sessions(database).revoke_user(user.id, now=datetime.now(UTC))
+            await audit(database, "user.password", user.id)
+            return ended
+
+    ended = run(work())
+    say(f"The password of {visible(name)} is changed; {ended} session(s) ended.")
+
+
+@app.command()
+def delete(
+    name: str = typer.Argument(help="The user."),
+    yes: bool = typer.Option(False, "--yes", help="Do not ask."),
+) -> None:
+    """Delete an account with all its sessions, keys, conversations, predictions and feedback."""
+
+    async def work() -> None:
+        from app.db.users import Users
+
+        async with opened(load_config().settings) as database:
+            user = await user_named(database, name)
+            confirm(f"Delete {visible(user.username)} and everything that belongs to them, for good?", yes=yes)
+            await Users(database).delete(user.id)
+            await audit(database, "user.delete", user.id)
+
+    run(work())
+    say(f"{visible(name)} is deleted.")
+
+
+async def every_user(database: Database) -> list[UserRecord]:
+    """All users, oldest first."""
+    from app.db.users import Users
+
+    found: list[UserRecord] = []
+    while True:
+        page = await Users(database).list(limit=_PAGE, after=found[-1].id if found else None)
+        found += page
+        if len(page) < _PAGE:
+            return found
+
+
+def _set_disabled(name: str, moment: datetime | None) -> None:
+    async def work() -> None:
+        from app.db.sessions import Sessions
+        from app.db.users import Users
+
+        async with opened(load_config().settings) as database:
+            user = await user_named(database, name)
+            await Users(database).update(user.id, disabled_at=moment)
+            if moment is not None:
+                await Sessions(database).revoke_user(user.id, now=moment)
+            await audit(database, "user.disable" if moment else "user.enable", user.id)
+
+    run(work())
+    say(f"{visible(name)} is {'disabled' if moment else 'enabled'}.")

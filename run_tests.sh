@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Sets up everything the tests need and runs all checks. See --help.
+set -euo pipefail
+cd "$(dirname "$0")"
+# shellcheck source=scripts/env.sh
+. scripts/env.sh
+
+usage() {
+    cat <<'TEXT'
+Usage: ./run_tests.sh [--fast] [--slow] [--no-torch] [arguments of pytest]
+
+Brings .venv to the locked state of development, fetches the bundled model for the tests, then runs ruff, mypy, lint-imports
+and pytest. The last line is pytest's own summary; the exit code is 0 only if everything passed.
+
+  --fast      no set-up: what .venv holds is taken as it is
+  --slow      the long suites (pytest marker "slow") instead of the default ones
+  --no-torch  do not install torch and transformers; tests that need them are skipped
+  --help      this text
+
+Examples: ./run_tests.sh --fast tests/api -k feedback      ./run_tests.sh --slow tests/acceptance
+TEXT
+}
+
+setup=true torch=true marker="not slow"
+arguments=()
+for argument in "$@"; do
+    case "$argument" in
+        -h | --help) usage; exit 0 ;;
+        --fast) setup=false ;;
+        --slow) marker="slow" ;;
+        --no-torch) torch=false ;;
+        *) arguments+=("$argument") ;;
+    esac
+done
+
+CACHE="$PWD/.cache"
+MODEL=smollm2-135m-instruct
+
+# torch comes from wherever your pip configuration finds it: a folder of wheels, the CPU index of PyTorch, or PyPI (CUDA).
+install_torch() {
+    local stamp="$VENV/.installed-torch" wanted
+    install hf requirements/hf.lock
+    wanted=$(stamp_of requirements/torch.txt)
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        say "installing torch; without a CPU wheel at hand this is a large download (--no-torch goes without)"
+        pip_install --no-compile -r requirements/torch.txt
+        echo "$wanted" >"$stamp"
+    fi
+}
+
+install_browser() {
+    if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then
+        return
+    fi
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing chromium for the browser tests"
+        if { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } >"$CACHE/apt.log" 2>&1; then
+            return
+        fi
+    fi
+    say "**** NO CHROMIUM: the browser tests are SKIPPED. Install chromium to run them. ****"
+}
+
+if $setup; then
+    mkdir -p "$CACHE"
+    lock_setup
+    install dev requirements/dev.lock
+    if $torch; then install_torch; fi
+    unlock_setup
+    install_browser
+    APRENDIZ_DATA_DIR="$CACHE" "$VENV/bin/aprendiz" models pull "$MODEL" >/dev/null ||
+        say "**** NO MODEL: tests with the real model are SKIPPED. ****"
+fi
+[ -x "$VENV/bin/pytest" ] || die "$VENV holds no pytest; run ./run_tests.sh once without --fast"
+
+if [ -z "${APRENDIZ_TEST_MODEL:-}" ]; then
+    APRENDIZ_TEST_MODEL=$(find "$CACHE/models" -name '*.gguf' -type f 2>/dev/null | head -n 1 || true)
+fi
+if [ -n "$APRENDIZ_TEST_MODEL" ]; then export APRENDIZ_TEST_MODEL; else unset APRENDIZ_TEST_MODEL; fi
+
+failed=()
+check() { # check NAME COMMAND...: goes on after a failure, so that one run shows everything
+    local name=$1
+    shift
+    say "$name"
+    "$@" || failed+=("$name")
+}
+check "ruff (lint)" "$VENV/bin/ruff" check --quiet .
+check "ruff (format)" "$VENV/bin/ruff" format --check --quiet .
+check "mypy" "$VENV/bin/mypy" --no-error-summary
+check "import contracts" "$VENV/bin/lint-imports" --no-logo 1>&2
+status=0
+if [ ${#failed[@]} -gt 0 ]; then
+    say "FAILED: $(IFS=,; echo "${failed[*]}") (the tests still run)"
+    status=1
+fi
+say "pytest -m '$marker'"
+"$VENV/bin/pytest" -m "$marker" ${arguments[@]+"${arguments[@]}"} || status=$?
+exit "$status"
