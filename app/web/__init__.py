@@ -1,0 +1,1 @@
+"""The pages that people see. No framework, no build step, nothing fetched from elsewhere."""

@@ -1,0 +1,257 @@
+// The chat page: who is here, what is asked, the streaming answer.
+
+import { Problem, SessionEnded, call, callJson, problemOf } from "./api.js";
+import { StayAtEnd, growing } from "./dom.js";
+import { ready, t } from "./i18n.js";
+import { readEvents } from "./sse.js";
+import { forget, keep, restore } from "./store.js";
+import { TurnView } from "./turn.js";
+
+// The visible conversation goes along with each question, newest first, up to so many characters: a small context holds no more.
+const HISTORY_CHARACTERS = 3000;
+const MODEL_POLL_MS = 2000;
+const MODEL_POLLS = 150;
+
+const byId = (id) => document.getElementById(id);
+const message = byId("message");
+const template = byId("turn");
+const atEnd = new StayAtEnd(byId("scroller"), byId("latest"));
+
+/** The page's state: one object, made by `start`. */
+const chat = { user: null, turns: [], views: [], running: null };
+
+function remember() {
+  keep({ user: chat.user, draft: message.value, turns: chat.turns });
+}
+
+function goToLogin() {
+  remember();
+  location.replace("/login?again");
+}
+
+function show(data) {
+  const view = new TurnView(template, data, {
+    change: remember,
+    again: ask,
+    ended: (error) => { if (error instanceof SessionEnded) goToLogin(); },
+  });
+  byId("turns").append(view.node);
+  chat.views.push(view);
+  arrange();
+  return view;
+}
+
+function arrange() {
+  const some = chat.turns.length > 0;
+  byId("empty").hidden = some;
+  byId("conversation-heading").hidden = !some;
+  byId("new-chat").hidden = !some;
+  chat.views.forEach((view, index) => { view.last = index === chat.views.length - 1; });
+}
+
+function busy(running) {
+  chat.running = running;
+  byId("send").hidden = running !== null;
+  byId("stop").hidden = running === null;
+}
+
+/** The messages for one question: what came before it, as far as it fits, and itself. */
+function messagesFor(turn) {
+  const before = chat.turns.slice(0, chat.turns.indexOf(turn)).filter((earlier) => earlier.state === "done");
+  const messages = [{ role: "user", content: turn.prompt }];
+  let room = HISTORY_CHARACTERS;
+  for (const earlier of before.reverse()) {
+    const answer = earlier.correction || earlier.text;
+    room -= earlier.prompt.length + answer.length;
+    if (room < 0) break;
+    messages.unshift({ role: "user", content: earlier.prompt }, { role: "assistant", content: answer });
+  }
+  return messages;
+}
+
+function submit() {
+  const prompt = message.value.trim();
+  if (prompt === "" || chat.running !== null) return;
+  message.value = "";
+  growing(message);
+  const turn = { prompt, text: "", state: "streaming" };
+  chat.turns.push(turn);
+  show(turn);
+  ask(turn);
+}
+
+/** Asks the model for the answer of this turn: the first time, again after trouble, or for another one. */
+async function ask(turn) {
+  if (chat.running !== null) return;
+  const view = chat.views[chat.turns.indexOf(turn)];
+  for (const key of Object.keys(turn)) if (key !== "prompt") delete turn[key];
+  Object.assign(turn, { text: "", state: "streaming" });
+  const stopper = new AbortController();
+  busy(stopper);
+  view.update();
+  atEnd.follow();
+  byId("status").textContent = t("answering");
+  const started = performance.now();
+  try {
+    await stream(turn, view, stopper.signal);
+    turn.ms = performance.now() - started;
+  } catch (error) {
+    failed(turn, error);
+  } finally {
+    busy(null);
+    view.update();
+    atEnd.settle();
+    byId("status").textContent = turn.state === "done" ? t("answer_ready", { text: turn.text.slice(0, 1000) }) : "";
+    remember();
+  }
+  if (document.activeElement === document.body) message.focus();
+}
+
+function failed(turn, error) {
+  if (error instanceof SessionEnded) {
+    // The question goes back into the text box, before whatever was typed meanwhile.
+    message.value = [turn.prompt, message.value].filter(Boolean).join("\n\n");
+    const at = chat.turns.indexOf(turn);
+    chat.turns.splice(at, 1);
+    goToLogin();
+  } else if (error.name === "AbortError") {
+    turn.state = "stopped";
+  } else if (error instanceof Problem) {
+    Object.assign(turn, { state: "failed", problem: { title: error.title, detail: error.detail } });
+  } else {
+    // The connection broke in the middle: browsers report it as a TypeError of the reader.
+    Object.assign(turn, { state: "failed", problem: { title: t("error_cut"), detail: t("error_cut_text") } });
+  }
+}
+
+async function stream(turn, view, signal) {
+  const response = await call("/predict", { method: "POST", signal, body: { messages: messagesFor(turn), stream: true } });
+  for await (const { event, data } of readEvents(response.body)) {
+    const body = JSON.parse(data);
+    if (event === "delta") {
+      turn.text += body.text;
+      view.grow(() => atEnd.settle());
+    } else if (event === "problem") {
+      throw problemOf(body.status, body);
+    } else if (event === "done") {
+      finish(turn, body);
+      return;
+    }
+  }
+  throw new Problem({ title: t("error_cut"), detail: t("error_cut_text") });
+}
+
+function finish(turn, done) {
+  Object.assign(turn, {
+    state: "done", text: done.text, id: done.id, model: done.model, version: done.version,
+    tokens: done.usage?.completion_tokens ?? 0, cached: done.cached === true, finish: done.finish_reason,
+  });
+}
+
+async function showModel() {
+  for (let turn = 0; turn < MODEL_POLLS; turn++) {
+    const status = await callJson("/model");
+    const state = status?.state ?? "ready";
+    const loading = ["starting", "restarting", "stopped", "loading"].includes(state);
+    const key = !status?.model ? "model_none" : state === "failed" ? "model_failed" : loading ? "model_loading" : "model_ready";
+    const badge = byId("model");
+    badge.textContent = t(key, { model: status?.model ?? "" });
+    badge.title = [status?.provider, status?.model, status?.version && t("version", { version: status.version })].filter(Boolean).join(" · ");
+    badge.dataset.state = state;
+    // A stopped engine starts with the first question: nothing to wait for.
+    if (!loading || state === "stopped") return;
+    await new Promise((resolve) => { setTimeout(resolve, MODEL_POLL_MS); });
+  }
+}
+
+async function signOut() {
+  chat.running?.abort();
+  try {
+    await call("/auth/logout", { method: "POST" });
+  } catch (error) {
+    // An ended session is what was wanted; anything else must be seen, for the cookies may live on.
+    if (!(error instanceof SessionEnded)) {
+      byId("status").textContent = error.title;
+      byId("model").textContent = error.title;
+      return;
+    }
+  }
+  forget();
+  chat.user = null;
+  location.replace("/login");
+}
+
+function newChat() {
+  chat.running?.abort();
+  chat.turns = [];
+  chat.views = [];
+  byId("turns").replaceChildren();
+  arrange();
+  remember();
+  message.focus();
+}
+
+function listen() {
+  byId("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    submit();
+  });
+  message.addEventListener("keydown", (event) => {
+    // While an input method composes a word, Enter belongs to it.
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    submit();
+  });
+  message.addEventListener("input", () => growing(message));
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") chat.running?.abort(); });
+  byId("stop").addEventListener("click", () => {
+    chat.running?.abort();
+    message.focus();
+  });
+  byId("new-chat").addEventListener("click", newChat);
+  byId("sign-out").addEventListener("click", signOut);
+  for (const idea of document.querySelectorAll(".ideas button")) {
+    idea.addEventListener("click", () => {
+      message.value = idea.textContent;
+      submit();
+    });
+  }
+  // A reload loses nothing that was typed; after log-out there is no user, and nothing may be written again.
+  window.addEventListener("pagehide", () => { if (chat.user !== null) remember(); });
+}
+
+async function start() {
+  let me;
+  try {
+    me = await callJson("/auth/me");
+  } catch (error) {
+    if (error instanceof SessionEnded) {
+      location.replace("/login");
+      return;
+    }
+    throw error;
+  }
+  chat.user = me.id;
+  const kept = restore(me.id);
+  ready("chat_title");
+  byId("who").textContent = me.username;
+  byId("who").title = t("signed_in_as", { name: me.username });
+  listen();
+  for (const turn of kept?.turns ?? []) {
+    if (turn.state === "streaming") turn.state = "stopped";
+    chat.turns.push(turn);
+    show(turn);
+  }
+  arrange();
+  message.value = kept?.draft ?? "";
+  growing(message);
+  atEnd.follow();
+  message.focus();
+  await showModel();
+}
+
+start().catch((error) => {
+  ready("chat_title");
+  byId("model").textContent = error instanceof Problem ? `${error.title} ${error.detail}` : t("error_500");
+  if (!(error instanceof Problem)) throw error;
+});
