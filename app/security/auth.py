@@ -95,11 +95,9 @@ class Authenticator:
 
     async def still_valid(self, principal: Principal) -> bool:
         """Whether what proved ``principal`` still holds, with the same role: for open streams, asked every few seconds."""
-        key = (
-            b"session " + principal.session_id.encode() if principal.session_id else b"key " + (principal.key_id or "").encode()
-        )
+        key = f"session {principal.session_id}" if principal.session_id else f"key {principal.key_id}"
         try:
-            now = await self._look_up(key, lambda: self._renew(principal))
+            now = await self._look_up(key.encode(), lambda: self._renew(principal))
         except Unauthenticated:
             return False
         return now.role == principal.role and now.user_id == principal.user_id and now.scopes >= principal.scopes

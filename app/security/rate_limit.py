@@ -31,7 +31,7 @@ _LOGIN_ADDRESS_FACTOR = 5
 
 @dataclass(frozen=True, slots=True)
 class RateState:
-    """Where a caller stands after a counted call: ``remaining`` of ``limit`` calls, the first to come free in ``reset_s`` seconds."""
+    """Where a caller stands: ``remaining`` of ``limit`` calls, the first to come free in ``reset_s`` seconds."""
 
     name: str
     limit: int
@@ -192,7 +192,8 @@ class MemoryWindows:
 
     async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         """``(start, used)``: the oldest counted calls come free at ``start + expiry``."""
-        window = self._by_expiry.get(expiry, {}).get(key)
+        windows = self._by_expiry.get(expiry)
+        window = windows.get(key) if windows else None
         now = self._clock()
         if window is None:
             return now, 0

@@ -169,7 +169,7 @@ def hash_secret(secret: str) -> str:
 def sign_feedback_token(prediction_id: str, settings: Security, *, now: float | None = None) -> str:
     """A token of 48 characters that lets its holder give feedback on one prediction for 30 days.
 
-    Layout before base64url: the id (16 bytes), the expiry (4 bytes, seconds since the epoch), the first 16 bytes of HMAC-SHA256.
+    Before base64url: the id (16 bytes), the expiry (4 bytes, seconds since the epoch), 16 bytes of HMAC-SHA256.
     """
     expires = int(time.time() if now is None else now) + FEEDBACK_TOKEN_DAYS * 86_400
     content = bytes.fromhex(prediction_id.replace("-", "")) + struct.pack(">I", expires)
