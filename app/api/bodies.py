@@ -28,6 +28,8 @@ MAX_DEPTH: Final = 32
 MAX_MESSAGES: Final = 256
 MAX_CONTENT: Final = 200_000
 MAX_MODEL_NAME: Final = 256
+NEW: Final = "new"
+"""As ``conversation_id``: begin one. Without the field, a call belongs to no conversation."""
 _MAX_SCHEMA_BYTES: Final = 32_768
 _TOO_DEEP: Final = f"is nested deeper than {MAX_DEPTH} levels"
 _MODEL_NAME = re.compile(r"[^\x00-\x20\x7f\\]{1,256}")
@@ -77,12 +79,14 @@ class PredictBody(Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | UnsetType = UNSET
     stream: bool = False
     response_format: ResponseFormatBody | UnsetType = UNSET
-    conversation_id: Annotated[str, Meta(min_length=36, max_length=36)] | UnsetType = UNSET
+    conversation_id: (
+        Annotated[str, Meta(min_length=3, max_length=36, description="An id, or `new` to begin a conversation.")] | UnsetType
+    ) = UNSET
 
     def to_request(self, *, request_id: str) -> GenerationRequest:
         """The call as ``models`` takes it. Raises InvalidRequest for whatever the types alone do not refuse."""
-        if self.conversation_id is not UNSET and not is_uuid7(self.conversation_id):
-            raise InvalidRequest("conversation_id is not an id of ours.", field="conversation_id")
+        if self.conversation_id is not UNSET and self.conversation_id != NEW and not is_uuid7(self.conversation_id):
+            raise InvalidRequest("conversation_id is neither an id of ours nor `new`.", field="conversation_id")
         return GenerationRequest(
             messages=self._messages(),
             model=None if self.model is UNSET else check_model_name(self.model, field="model"),

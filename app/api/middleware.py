@@ -1,6 +1,6 @@
 """Our pure ASGI middleware, and the order of all of it. Pure, for it is the only kind that streams without cost.
 
-From the outside in: `RequestContext` (id, access line, metrics), SecurityHeaders, `Problems`, `TrustedHost`, RequestBounds, CORS,
+From the outside in: `RequestContext` (id, log line, metrics), SecurityHeaders, `Problems`, `TrustedHost`, RequestBounds, CORS,
 CrossSiteGuard, `ApiRateLimit`. Nothing here decides who may do what: that is a dependency of each route.
 """
 

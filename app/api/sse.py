@@ -7,8 +7,9 @@ that are ready together go out in one write, each still an event of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -60,6 +61,10 @@ class Mailbox(Generic[T]):
         self._error = error
         _wake(self._consumer)
 
+    def poke(self) -> None:
+        """Wakes the consumer, with whatever there is."""
+        _wake(self._consumer)
+
     async def take(self, timeout_s: float) -> list[T] | None:
         """All that is ready, at least one; an empty list after ``timeout_s`` without any; None after the end."""
         if not self._items and not self._ended:
@@ -82,11 +87,12 @@ class Mailbox(Generic[T]):
         return None
 
 
-async def pump(source: AsyncIterator[T], box: Mailbox[T]) -> None:
-    """Moves all of ``source`` into ``box``, and its end or error after it."""
+async def pump(source: AsyncGenerator[T, None], box: Mailbox[T]) -> None:
+    """Moves all of ``source`` into ``box``, and its end or error after it; closes ``source`` whatever happens."""
     try:
-        async for item in source:
-            await box.put(item)
+        async with contextlib.aclosing(source):
+            async for item in source:
+                await box.put(item)
     except Exception as error:  # noqa: BLE001  # not swallowed: the consumer raises it
         box.end(error)
     else:
