@@ -1,0 +1,76 @@
+"""Makes a request fit a loaded model: its defaults filled in, its limits kept. Refuses what the model cannot do; changes no
+message."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+
+from app.core.errors import EngineUnavailable, InvalidRequest
+from app.core.settings import Model
+from app.core.types import GenerationRequest, Message
+from app.providers.base import Capabilities, LoadedModel
+
+_COUNT_S = 15.0
+_TEMPLATE_BYTES = 64
+"""Generous room for what a chat template writes around one message."""
+
+
+async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) -> GenerationRequest:
+    """``request`` with the defaults of ``settings``, its answer capped by what the context leaves beside the prompt.
+
+    Raises:
+        InvalidRequest: no messages, an ability that the model lacks, or a prompt that fills the context.
+        EngineUnavailable: the engine did not count the prompt.
+    """
+    if not request.messages:
+        raise InvalidRequest("messages is empty.", field="messages")
+    _check_abilities(request, loaded.capabilities)
+    sampling = request.sampling
+    wanted = settings.max_tokens if sampling.max_tokens is None else sampling.max_tokens
+    temperature = settings.temperature if sampling.temperature is None else sampling.temperature
+    allowed = await _cap(request, loaded, wanted)
+    return dataclasses.replace(request, sampling=dataclasses.replace(sampling, max_tokens=allowed, temperature=temperature))
+
+
+async def _cap(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> int:
+    context = loaded.capabilities.context_tokens
+    if context is None:
+        return wanted
+    # Byte-level vocabularies make at most one token of a byte, so a short prompt needs no question to the engine.
+    if most_tokens(request) + wanted <= context:
+        return wanted
+    try:
+        async with asyncio.timeout(_COUNT_S):
+            prompt = await loaded.count_tokens(request)
+    except TimeoutError:
+        raise EngineUnavailable("The model engine does not answer. Try again.", retry_after=2) from None
+    if prompt >= context:
+        detail = f"The prompt has {prompt} tokens; this model holds {context}, prompt and answer together. Shorten it."
+        raise InvalidRequest(detail, field="messages")
+    return min(wanted, context - prompt)
+
+
+def most_tokens(request: GenerationRequest) -> int:
+    """An upper bound for the prompt's tokens, without a tokenizer."""
+    tools = len(json.dumps([dict(tool) for tool in request.sampling.tools])) if request.sampling.tools else 0
+    return tools + sum(_bytes(message) + _TEMPLATE_BYTES for message in request.messages) + _TEMPLATE_BYTES
+
+
+def _bytes(message: Message) -> int:
+    if isinstance(message.content, str) and not message.tool_calls:
+        return len(message.content.encode("utf-8", "surrogatepass"))
+    return len(json.dumps(message.to_wire(), default=str))
+
+
+def _check_abilities(request: GenerationRequest, able: Capabilities) -> None:
+    sampling = request.sampling
+    schema = sampling.response_format is not None and sampling.response_format.get("type") != "text"
+    for wanted, possible, field in (
+        (bool(sampling.tools), able.tools, "tools"),
+        (schema, able.json_schema, "response_format"),
+        (sampling.logprobs is not None, able.logprobs, "logprobs"),
+    ):
+        if wanted and not possible:
+            raise InvalidRequest(f"This model cannot do {field}.", field=field)

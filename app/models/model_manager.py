@@ -1,0 +1,341 @@
+"""The one way to a model: `ModelManager.generate` resolves, loads, checks, queues and reserves; a `Generation` does the rest.
+
+It joins three parts that know nothing of each other's work: `app.models.aliases` (which spec a name means), `app.models.pool`
+(which engines live) and `app.models.scheduler` (who is next). It speaks no HTTP and knows no vendor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from app.core.errors import AprendizError, ShuttingDown, UpstreamError
+from app.core.ids import uuid7
+from app.core.metrics import Metrics
+from app.core.records import AliasRecord, VersionRecord
+from app.core.settings import Model
+from app.core.types import EngineState, GenerationRequest, ModelSpec, Principal, VersionInfo
+from app.models.aliases import DEFAULT, Aliases, Target
+from app.models.deployment import Deployment, public_name
+from app.models.fitting import fit
+from app.models.generation import Completed, Generation, Work
+from app.models.pool import Pool
+from app.models.scheduler import Ticket
+from app.models.status import AliasStatus, ManagerStatus
+from app.models.stores import ModelStores, Providers
+
+__all__ = ["Completed", "Generation", "ManagerStatus", "ModelManager", "ModelStores"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_TICK_S = 2.0
+_END_S = 15.0
+
+
+class ModelManager:
+    """Which model is where, and one prediction from start to stored end.
+
+    Args:
+        settings: section ``model``.
+        providers: the registry.
+        stores: the repositories that it writes to.
+        metrics: the service's metrics.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: Model,
+        *,
+        providers: Providers,
+        stores: ModelStores,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._stores = stores
+        self._metrics = metrics
+        self._clock = clock
+        self._pool = Pool(settings, providers, metrics, register=self._register, on_ready=self._on_ready, clock=clock)
+        self._aliases = Aliases(settings, self._pool, stores)
+        self._active: set[Generation] = set()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ticker: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Reads the aliases and, with ``preload``, starts to load ``default`` in the background. A failed load is not fatal."""
+        await self._aliases.load()
+        self._ticker = asyncio.create_task(self._tick_forever(), name="models ticker")
+        if self._settings.preload:
+            self._load_default()
+
+    async def generate(self, request: GenerationRequest, principal: Principal) -> Generation:
+        """Reserves a slot for one call; whatever can be refused is refused here.
+
+        Raises:
+            UnknownModel: no such alias or deployed model; the text lists what there is.
+            ModelLoadFailed, EngineUnavailable: the model cannot be loaded now.
+            QueueFullForUser, Overloaded: no room in the queue, or no slot in time; with ``retry_after``.
+            InvalidRequest: the model cannot take this request.
+            ShuttingDown: the service is going down.
+        """
+        called_at, created_at = self._clock(), datetime.now(UTC)
+        try:
+            alias, deployment, ticket = await self._reserve(request, principal)
+        except AprendizError as error:
+            self._metrics.rejected.labels(error.slug).inc()
+            raise
+        try:
+            self._metrics.queue_seconds.labels(deployment.label).observe(ticket.waited_s)
+            fitted = await fit(request, deployment.loaded, self._settings)
+            self._check_running()
+            return self._generation(fitted, principal, alias, deployment, ticket, called_at, created_at)
+        except BaseException as error:
+            deployment.scheduler.release(ticket)
+            if isinstance(error, AprendizError):
+                self._metrics.rejected.labels(error.slug).inc()
+            raise
+
+    async def answer(self, request: GenerationRequest, principal: Principal) -> Completed:
+        """A whole answer: the same generator, folded. Raises as `generate` and `Generation.events`."""
+        async with await self.generate(request, principal) as generation, aclosing(generation.events()) as events:
+            async for event in events:
+                if isinstance(event, Completed):
+                    return event
+        raise UpstreamError("The answer was cut off before its end. Try again.")
+
+    async def switch(self, spec: ModelSpec, *, actor: Principal | None, alias: str = DEFAULT) -> AliasRecord:
+        """Loads ``spec``, points ``alias`` at it, lets the old one finish. When it returns, no new request goes to the old one.
+
+        A caller who leaves does not stop it half-way.
+
+        Raises:
+            Conflict: another change of that alias runs.
+            UnknownModel, ModelLoadFailed, Overloaded, StorageUnavailable: nothing has changed; the old one serves on.
+        """
+        return await self._to_the_end(self._aliases.switch(alias, spec, actor=actor))
+
+    async def reload(self, *, actor: Principal | None) -> AliasRecord:
+        """A fresh engine of what ``default`` means. Raises as `switch`."""
+        return await self._to_the_end(self._aliases.reload(DEFAULT, actor=actor))
+
+    async def promote(self, version: str, *, actor: Principal | None) -> AliasRecord:
+        """Points ``default`` at a version that was loaded here before. Raises NotFound for another, and as `switch`."""
+        return await self._to_the_end(self._aliases.promote(DEFAULT, version, actor=actor))
+
+    async def rollback(self, *, actor: Principal | None) -> AliasRecord:
+        """Points ``default`` at what it meant before. Raises Conflict where there is nothing before, and as `switch`."""
+        return await self._to_the_end(self._aliases.rollback(DEFAULT, actor=actor))
+
+    async def versions(self) -> list[VersionRecord]:
+        """All versions that have been loaded here."""
+        return await self._stores.versions.list()
+
+    def status(self) -> ManagerStatus:
+        """Everything to show, without waiting."""
+        aliases = tuple(self._alias_status(name, target) for name, target in self._aliases.targets.items())
+        default = next(each for each in aliases if each.name == DEFAULT)
+        reason = self._why_not_ready(default)
+        engines = tuple(each.status() for each in self._pool.all())
+        return ManagerStatus(
+            ready=reason is None,
+            reason=reason,
+            draining=self._stopping,
+            aliases=aliases,
+            engines=engines,
+            running=sum(each.running for each in engines),
+            waiting=sum(each.waiting for each in engines),
+        )
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses what is new and what waits, lets what runs end for ``grace_s`` seconds, then ends it with `ShuttingDown`."""
+        self._stopping = True
+        for deployment in self._pool.all():
+            deployment.scheduler.refuse(_shutting_down)
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._quiet.wait()
+        except TimeoutError:
+            late = list(self._active)
+            logger.warning("answers cut at shutdown", extra={"data": {"count": len(late)}})
+            for generation in late:
+                generation.interrupt(_shutting_down())
+            try:
+                async with asyncio.timeout(_END_S):
+                    await self._quiet.wait()
+            except TimeoutError:
+                logger.error("answers did not end at shutdown", extra={"data": {"count": len(self._active)}})
+
+    async def aclose(self) -> None:
+        """Ends everything now: answers, loads, engines. Never raises; may be called twice."""
+        await self.drain(0)
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.wait([self._ticker])
+        await self._pool.aclose()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=_END_S)
+
+    async def _reserve(self, request: GenerationRequest, principal: Principal) -> tuple[str | None, Deployment, Ticket]:
+        self._check_running()
+        # From here to the place in the queue there is no suspension: a switch either sees this request on the old engine, and
+        # lets it finish there, or the request sees the new one.
+        alias, spec = self._aliases.resolve(request.model)
+        deployment = self._pool.get(spec)
+        return alias, deployment, await deployment.scheduler.acquire(principal.user_id)
+
+    def _generation(
+        self,
+        request: GenerationRequest,
+        principal: Principal,
+        alias: str | None,
+        deployment: Deployment,
+        ticket: Ticket,
+        called_at: float,
+        created_at: datetime,
+    ) -> Generation:
+        generation = Generation(
+            Work(
+                id=uuid7(),
+                request=request,
+                principal=principal,
+                alias=alias,
+                deployment=deployment,
+                ticket=ticket,
+                called_at=called_at,
+                created_at=created_at,
+                answer_timeout_s=self._settings.answer_timeout_s,
+                store=self._stores.predictions,
+                metrics=self._metrics,
+                clock=self._clock,
+                spawn=self._spawn,
+                on_end=self._ended,
+            )
+        )
+        self._active.add(generation)
+        self._quiet.clear()
+        return generation
+
+    def _ended(self, generation: Generation) -> None:
+        self._active.discard(generation)
+        if not self._active:
+            self._quiet.set()
+
+    def _check_running(self) -> None:
+        if self._stopping:
+            raise _shutting_down()
+
+    async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
+        """Runs a change of an alias so that a caller who leaves does not stop it half-way."""
+        if self._stopping:
+            change.close()
+            raise _shutting_down()
+        return await asyncio.shield(self._spawn(change))
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_ended)
+        return task
+
+    def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, AprendizError):
+            logger.error("A background task failed.", exc_info=error)
+
+    async def _register(self, spec: ModelSpec, version: VersionInfo) -> None:
+        details = {**version.details, "context_tokens": version.context_tokens, "device": spec.device, "adapter": spec.adapter}
+        public = public_name(spec).partition("/")[2]
+        if public != spec.model:
+            details["spec_model"] = spec.model
+        await self._stores.versions.put(
+            VersionRecord(
+                id=version.id,
+                provider=spec.provider,
+                model=public,
+                base_hash=version.base_hash,
+                adapter_hash=version.adapter_hash,
+                template_hash=version.template_hash,
+                created_at=datetime.now(UTC),
+                details=details,
+            )
+        )
+
+    def _on_ready(self, deployment: Deployment) -> None:
+        self._spawn(self._aliases.note_loaded(deployment))
+
+    def _load_default(self) -> None:
+        try:
+            self._pool.get(self._aliases.targets[DEFAULT].spec)
+        except AprendizError as error:
+            logger.warning("default model not loaded", extra={"data": {"error": error.slug, "detail": error.detail}})
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                self.tick()
+            except Exception:
+                logger.exception("The models' ticker failed; it goes on.")
+
+    def tick(self) -> None:
+        """What happens by itself every two seconds: idle engines go, and a failed preload is tried again after its cool-down.
+
+        Without the second a service that a load balancer has taken out, because it is not ready, would never hear a request
+        that makes it ready.
+        """
+        if self._stopping:
+            return
+        self._pool.sweep()
+        failure = self._pool.failure(self._aliases.targets[DEFAULT].spec)
+        if self._settings.preload and failure is not None and failure.until <= self._clock():
+            self._load_default()
+
+    def _alias_status(self, name: str, target: Target) -> AliasStatus:
+        spec, deployment, failure = target.spec, self._pool.find(target.spec), self._pool.failure(target.spec)
+        provider, _, model = public_name(spec).partition("/")
+        state = EngineState.STOPPED if deployment is None else deployment.state
+        if deployment is None and failure is not None:
+            state = EngineState.FAILED
+        version = deployment.version if deployment is not None else None
+        return AliasStatus(
+            name=name,
+            provider=provider,
+            model=model,
+            device=spec.device,
+            version=version.id if version is not None else target.record.version if target.record is not None else None,
+            state=state,
+            error=None if failure is None or state is EngineState.READY else failure.error.detail,
+            retry_in_s=None if failure is None or state is not EngineState.FAILED else max(failure.until - self._clock(), 0.0),
+        )
+
+    def _why_not_ready(self, default: AliasStatus) -> str | None:
+        if self._stopping:
+            return "The service is shutting down."
+        match default.state:
+            case EngineState.READY:
+                return None
+            case EngineState.STOPPED:
+                # Not loaded, and nothing stands against loading it with the first request.
+                return None
+            case EngineState.STARTING:
+                return "The model is being loaded."
+            case EngineState.RESTARTING:
+                return "The model engine is being restarted."
+            case _:
+                return default.error or "The model engine is not available."
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("The service is shutting down. Try again in a moment.", retry_after=5)

@@ -1,0 +1,202 @@
+"""All deployments of one process: at most one current one per spec, beside those that still drain.
+
+The pool decides when to load, take back, evict and close. It knows no alias: whoever needs a deployment asks for its spec,
+and tells the pool when nobody needs it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from app.core.errors import AprendizError, Overloaded
+from app.core.metrics import Metrics
+from app.core.settings import Model
+from app.core.types import EngineState, ModelSpec, VersionInfo
+from app.models.deployment import Deployment, copy_error
+from app.models.stores import Providers
+
+logger = logging.getLogger(__name__)
+
+_FIRST_COOL_DOWN_S = 2.0
+_LONGEST_COOL_DOWN_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a spec could not be loaded, and until when (on the pool's clock) nobody tries again. ``times``: in a row."""
+
+    error: AprendizError
+    until: float
+    times: int
+
+
+class Pool:
+    """The deployments.
+
+    Args:
+        settings: section ``model``.
+        providers: the registry.
+        metrics: passed on.
+        register: makes a version known before it answers anything.
+        on_ready: hears of each deployment that has loaded.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: Model,
+        providers: Providers,
+        metrics: Metrics,
+        *,
+        register: Callable[[ModelSpec, VersionInfo], Awaitable[None]],
+        on_ready: Callable[[Deployment], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._providers = providers
+        self._metrics = metrics
+        self._register = register
+        self._on_ready = on_ready
+        self._clock = clock
+        self._current: dict[ModelSpec, Deployment] = {}
+        self._leaving: set[Deployment] = set()
+        self._failures: dict[ModelSpec, Failure] = {}
+
+    def find(self, spec: ModelSpec) -> Deployment | None:
+        """The deployment that serves ``spec``, loaded or loading."""
+        deployment = self._current.get(spec)
+        return deployment if deployment is not None and deployment.usable else None
+
+    def all(self) -> list[Deployment]:
+        """Every deployment that has not closed, current ones first."""
+        return [*self._current.values(), *self._leaving]
+
+    def failure(self, spec: ModelSpec) -> Failure | None:
+        """Why ``spec`` is not loaded, if the last try failed."""
+        return self._failures.get(spec)
+
+    def get(self, spec: ModelSpec) -> Deployment:
+        """The deployment for ``spec``, loading from now on if it was not; for requests, which must not hammer on a broken
+        model.
+
+        Raises:
+            AprendizError: what the last try failed with, during its cool-down; with ``retry_after``.
+            Overloaded: ``max_loaded`` engines are busy.
+        """
+        found = self.find(spec)
+        if found is not None:
+            return found
+        failure = self._failures.get(spec)
+        if failure is not None and failure.until > self._clock():
+            raise copy_error(failure.error, retry_after=float(round(failure.until - self._clock() + 0.5)))
+        return self.obtain(spec)
+
+    def obtain(self, spec: ModelSpec, *, replaces: ModelSpec | None = None) -> Deployment:
+        """As `get`, but tries at once after a failure: for an admin's order. ``replaces``: a spec that will go in exchange."""
+        found = self.find(spec) or self._take_back(spec)
+        if found is None:
+            self._make_room(replaces)
+            found = self._build(spec)
+            self._current[spec] = found
+        found.start()
+        return found
+
+    def fresh(self, spec: ModelSpec) -> Deployment:
+        """A new deployment of ``spec`` beside the current one, loading. `install` puts it in its place, or `discard` ends
+        it."""
+        deployment = self._build(spec)
+        self._leaving.add(deployment)
+        deployment.start()
+        return deployment
+
+    def install(self, deployment: Deployment) -> None:
+        """Puts a `fresh` one in the place of the current one of its spec, which drains."""
+        old = self._current.get(deployment.spec)
+        self._leaving.discard(deployment)
+        self._current[deployment.spec] = deployment
+        if old is not None and old is not deployment:
+            old.superseded = True
+            self._leaving.add(old)
+            old.retire()
+
+    def discard(self, deployment: Deployment) -> None:
+        """Retires a deployment that nobody needs any more: it finishes its requests and closes."""
+        if self._current.get(deployment.spec) is deployment:
+            del self._current[deployment.spec]
+        self._leaving.add(deployment)
+        deployment.retire()
+
+    def sweep(self) -> None:
+        """Closes what has been idle longer than ``idle_unload_minutes``; the next request loads it again."""
+        limit = self._settings.idle_unload_minutes * 60
+        for deployment in list(self._current.values()):
+            if limit and self._evictable(deployment) and self._clock() - deployment.last_used >= limit:
+                logger.info("model unloaded, idle", extra={"data": {"model": deployment.name}})
+                self.discard(deployment)
+
+    async def aclose(self) -> None:
+        """Closes everything now."""
+        await asyncio.gather(*(deployment.aclose() for deployment in self.all()))
+
+    def _take_back(self, spec: ModelSpec) -> Deployment | None:
+        for deployment in self._leaving:
+            if deployment.spec == spec and deployment.adopt():
+                self._leaving.discard(deployment)
+                self._current[spec] = deployment
+                return deployment
+        return None
+
+    def _build(self, spec: ModelSpec) -> Deployment:
+        try:
+            provider = self._providers.get(spec.provider)
+        except AprendizError as error:
+            self._note_failure(spec, error)
+            raise
+        return Deployment(
+            spec,
+            provider,
+            settings=self._settings,
+            metrics=self._metrics,
+            register=self._register,
+            on_ready=self._loaded,
+            on_failed=self._failed,
+            on_closed=self._leaving.discard,
+            clock=self._clock,
+        )
+
+    def _make_room(self, replaces: ModelSpec | None) -> None:
+        """Evicts the longest unused idle engine while ``max_loaded`` are there; one that is about to be replaced does not
+        count."""
+        while sum(spec != replaces for spec in self._current) >= self._settings.max_loaded:
+            idle = [each for each in self._current.values() if each.spec != replaces and self._evictable(each)]
+            if not idle:
+                raise Overloaded(f"All {self._settings.max_loaded} engines are busy (model.max_loaded).", retry_after=5)
+            oldest = min(idle, key=lambda each: each.last_used)
+            logger.info("model unloaded to make room", extra={"data": {"model": oldest.name}})
+            self.discard(oldest)
+
+    @staticmethod
+    def _evictable(deployment: Deployment) -> bool:
+        return deployment.pins == 0 and deployment.scheduler.idle and deployment.state is not EngineState.STARTING
+
+    def _loaded(self, deployment: Deployment) -> None:
+        self._failures.pop(deployment.spec, None)
+        self._on_ready(deployment)
+
+    def _failed(self, deployment: Deployment, error: AprendizError) -> None:
+        """Nobody may ask it any more; after a cool-down that doubles, the next request may try a new one."""
+        if self._current.get(deployment.spec) is deployment:
+            self._note_failure(deployment.spec, error)
+            del self._current[deployment.spec]
+            self._leaving.add(deployment)
+        deployment.retire()
+
+    def _note_failure(self, spec: ModelSpec, error: AprendizError) -> None:
+        times = self._failures[spec].times + 1 if spec in self._failures else 1
+        # The exponent is bounded too: a model that stays broken for weeks must not end in an overflow.
+        wait = min(_FIRST_COOL_DOWN_S * 2 ** min(times - 1, 16), _LONGEST_COOL_DOWN_S)
+        self._failures[spec] = Failure(error, self._clock() + wait, times)
