@@ -1,0 +1,162 @@
+"""What people say about predictions. One current feedback per rater and prediction; earlier ones are kept, as superseded.
+
+Each row carries a SHA-256 over what was said, checked whenever it is read: a damaged row is an error, never training data.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, insert, select, update
+
+from app.core.errors import Conflict, IdempotencyMismatch, NotFound, StorageUnavailable
+from app.core.records import FeedbackRecord, PredictionRecord
+from app.db.checksum import content_of, digest
+from app.db.database import Database
+from app.db.rows import make, values_of
+from app.db.schema import feedback, predictions
+
+_log = logging.getLogger(__name__)
+
+_MUTABLE = frozenset({"checksum", "review", "superseded_at"})
+_NOT_SAID = _MUTABLE | {"id", "created_at"}
+
+Exported = tuple[FeedbackRecord, PredictionRecord, PredictionRecord | None]
+
+
+def checksum(record: FeedbackRecord) -> str:
+    """SHA-256 over all that never changes in a feedback: not its review, nor when it was superseded."""
+    return digest(content_of(record, without=_MUTABLE))
+
+
+class Feedback:
+    """The table ``feedback``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def store(self, record: FeedbackRecord) -> tuple[FeedbackRecord, bool]:
+        """Stores a feedback in place of the rater's earlier one on that prediction, in one transaction.
+
+        Returns the stored record (with its checksum) and whether it is a replay: the rater's idempotency key was used before
+        with the same content, and nothing was stored again.
+
+        Raises:
+            IdempotencyMismatch: the key was used with other content. NotFound: there is no such prediction (either of them).
+            Conflict: the id exists.
+        """
+        record = replace(record, superseded_at=None)
+        record = replace(record, checksum=checksum(record))
+        return await self._database.write(lambda connection: _store(connection, record))
+
+    async def get(self, feedback_id: str) -> FeedbackRecord | None:
+        """One feedback, or None. Raises StorageUnavailable for a damaged row."""
+        found = await self._select(select(feedback).where(feedback.c.id == feedback_id))
+        return found[0] if found else None
+
+    async def list(
+        self, *, user_id: str | None = None, limit: int = 100, after: str | None = None, current: bool = True
+    ) -> builtins.list[FeedbackRecord]:
+        """Feedback, newest first, a page at a time.
+
+        ``user_id``: what that user gave; ``current``: without superseded ones; ``after``: the last id of the page before.
+
+        Raises StorageUnavailable for a damaged row.
+        """
+        query = select(feedback).order_by(feedback.c.id.desc()).limit(limit)
+        conditions: builtins.list[ColumnElement[bool]] = []
+        if user_id is not None:
+            conditions.append(feedback.c.user_id == user_id)
+        if after is not None:
+            conditions.append(feedback.c.id < after)
+        if current:
+            conditions.append(feedback.c.superseded_at.is_(None))
+        return await self._select(query.where(*conditions))
+
+    async def export(self, *, batch: int = 500) -> AsyncIterator[Exported]:
+        """All current feedback, oldest first, each with its prediction and the one it was preferred over (or None).
+
+        Reads ``batch`` rows at a time, so a long export blocks nobody. Raises StorageUnavailable for a damaged row.
+        """
+        after = ""
+        while True:
+            page = await self._database.read(lambda connection, after=after: _page(connection, after, batch))  # type: ignore[misc]
+            for item in page:
+                yield item
+            if len(page) < batch:
+                return
+            after = page[-1][0].id
+
+    async def _select(self, query: Select[Any]) -> builtins.list[FeedbackRecord]:
+        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        return [_verified(row._mapping) for row in rows]
+
+
+def _store(connection: Connection, record: FeedbackRecord) -> tuple[FeedbackRecord, bool]:
+    if record.idempotency_key is not None:
+        same_key = select(feedback).where(
+            feedback.c.rater == record.rater, feedback.c.idempotency_key == record.idempotency_key
+        )
+        row = connection.execute(same_key).one_or_none()
+        if row is not None:
+            return _replay(_verified(row._mapping), record), True
+    _require(connection, record)
+    connection.execute(
+        update(feedback)
+        .where(
+            feedback.c.rater == record.rater,
+            feedback.c.prediction_id == record.prediction_id,
+            feedback.c.superseded_at.is_(None),
+        )
+        .values(superseded_at=record.created_at)
+    )
+    connection.execute(insert(feedback).values(values_of(record)))
+    return record, False
+
+
+def _replay(first: FeedbackRecord, again: FeedbackRecord) -> FeedbackRecord:
+    """The first record, if ``again`` says the same."""
+    if digest(content_of(first, without=_NOT_SAID)) != digest(content_of(again, without=_NOT_SAID)):
+        raise IdempotencyMismatch("This idempotency key came before with other content. Use a new key for new feedback.")
+    return first
+
+
+def _require(connection: Connection, record: FeedbackRecord) -> None:
+    """Raises NotFound or Conflict where a row that the foreign keys and the primary key need is missing or taken."""
+    wanted = {"prediction_id": record.prediction_id, "preferred_over": record.preferred_over}
+    found = set(
+        connection.execute(select(predictions.c.id).where(predictions.c.id.in_([i for i in wanted.values() if i]))).scalars()
+    )
+    for name, prediction_id in wanted.items():
+        if prediction_id is not None and prediction_id not in found:
+            raise NotFound("There is no such prediction.", field=name)
+    if connection.execute(select(feedback.c.id).where(feedback.c.id == record.id)).first() is not None:
+        raise Conflict("A feedback with this id exists.")
+
+
+def _page(connection: Connection, after: str, batch: int) -> builtins.list[Exported]:
+    said = (
+        select(feedback).where(feedback.c.superseded_at.is_(None), feedback.c.id > after).order_by(feedback.c.id).limit(batch)
+    )
+    records = [_verified(row._mapping) for row in connection.execute(said)]
+    ids = {record.prediction_id for record in records} | {record.preferred_over for record in records if record.preferred_over}
+    rows = connection.execute(select(predictions).where(predictions.c.id.in_(ids)))
+    answers = {row.id: make(PredictionRecord, row._mapping) for row in rows}
+    return [
+        (record, answers[record.prediction_id], answers[record.preferred_over] if record.preferred_over else None)
+        for record in records
+    ]
+
+
+def _verified(row: RowMapping) -> FeedbackRecord:
+    record = make(FeedbackRecord, row)
+    if checksum(record) != record.checksum:
+        _log.error("a feedback row does not match its checksum", extra={"data": {"feedback_id": record.id}})
+        raise StorageUnavailable(
+            f"The stored feedback {record.id} is damaged and was not used. An admin should restore the last good backup."
+        )
+    return record

@@ -1,0 +1,32 @@
+"""From a row to a record and back, for the repositories. Field names of records are column names; nothing is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from sqlalchemy import Row, RowMapping
+
+R = TypeVar("R")
+
+
+def values_of(record: Any, **changes: Any) -> dict[str, Any]:
+    """A record dataclass as column values; ``changes`` replace or add."""
+    return {field.name: getattr(record, field.name) for field in fields(record)} | changes
+
+
+def record_of(kind: type[R], row: Row[Any] | None) -> R | None:
+    """The record of a row, or None for none."""
+    return None if row is None else make(kind, row._mapping)
+
+
+def records_of(kind: type[R], rows: Any) -> list[R]:
+    """The records of a result, in its order."""
+    return [make(kind, row._mapping) for row in rows]
+
+
+def make(kind: type[R], values: Mapping[str, Any] | RowMapping) -> R:
+    """A record from columns that may hold more than its fields. JSON arrays become tuples."""
+    taken = {field.name: values[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in taken.items()})

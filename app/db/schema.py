@@ -1,0 +1,257 @@
+"""The tables, once, for SQLite and PostgreSQL: names, types, keys and indexes. No queries; its history is in ``migrations``.
+
+Both databases hold the same bytes: text as Unicode text, times as microseconds since the epoch (UTC) in a 64-bit integer, and
+structured values as JSON text that we write ourselves, so that no database's own date or JSON type gets to change them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Timestamp(TypeDecorator[datetime]):
+    """A timezone-aware datetime, kept to the microsecond and read back in UTC. Naive ones are refused: they name no instant."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without a time zone cannot be stored")
+        return (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+class Json(TypeDecorator[Any]):
+    """A JSON value as text. Mappings come back as dicts and tuples as lists; NaN and infinity are refused."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else to_json(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+def to_json(value: Any) -> str:
+    """``value`` as compact JSON. Raises ValueError for NaN and infinity, TypeError for what JSON has no word for."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+    if not text.isascii() and _LONE_SURROGATE.search(text):
+        # Half a surrogate pair has no UTF-8 form; escaped, it survives both databases.
+        text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=_plain)
+    return text
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("username", Text, nullable=False),
+    Column("username_key", Text, nullable=False, unique=True),  # NFKC + casefold: "Ana" and "ANA" are one person
+    Column("role", Text, nullable=False),
+    Column("password_hash", Text, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("disabled_at", Timestamp),
+    Column("last_login_at", Timestamp),
+)
+
+invites = Table(
+    "invites",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("token_hash", Text, nullable=False, unique=True),
+    Column("role", Text, nullable=False),
+    Column("created_by", Text, ForeignKey("users.id", ondelete="SET NULL"), index=True),
+    Column("created_at", Timestamp, nullable=False),
+    Column("expires_at", Timestamp, nullable=False),
+    Column("used_at", Timestamp),
+    Column("used_by", Text, ForeignKey("users.id", ondelete="SET NULL"), index=True),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("created_at", Timestamp, nullable=False),
+    Column("last_seen_at", Timestamp, nullable=False),
+    Column("expires_at", Timestamp, nullable=False),
+    Column("refresh_hash", Text, nullable=False),
+    Column("previous_refresh_hash", Text),
+    Column("rotated_at", Timestamp),
+    Column("revoked_at", Timestamp),
+    Column("user_agent", Text, nullable=False),
+    Column("address", Text, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("key_hash", Text, nullable=False, unique=True),
+    Column("scopes", Json, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("expires_at", Timestamp),
+    Column("last_used_at", Timestamp),
+    Column("revoked_at", Timestamp),
+)
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
+    Index(None, "user_id", "id"),
+)
+
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("input", Json, nullable=False),
+    Column("output", Text, nullable=False),
+    Column("finish_reason", Text, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("queue_ms", Double, nullable=False),
+    Column("first_token_ms", Double),
+    Column("total_ms", Double, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("error", Text),
+    Column("cached", Boolean, nullable=False),
+    Column("key_id", Text),
+    Column("conversation_id", Text, ForeignKey("conversations.id", ondelete="CASCADE")),
+    Column("request_id", Text, nullable=False),
+    Column("alias", Text),
+    Column("tool_calls", Json, nullable=False),
+    Index(None, "user_id", "id"),
+    Index(None, "conversation_id", "id"),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("prediction_id", Text, ForeignKey("predictions.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("rater", Text, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("user_id", Text, ForeignKey("users.id", ondelete="CASCADE")),
+    Column("rating", Text),
+    Column("correction", Text),
+    # A preference over an answer that is gone says nothing, and SET NULL would break the checksum: it goes with the answer.
+    Column("preferred_over", Text, ForeignKey("predictions.id", ondelete="CASCADE"), index=True),
+    Column("comment", Text),
+    Column("tags", Json, nullable=False),
+    Column("review", Text, nullable=False),
+    Column("superseded_at", Timestamp),
+    Column("idempotency_key", Text),
+    Column("checksum", Text, nullable=False),
+    UniqueConstraint("rater", "idempotency_key"),
+    Index(None, "user_id", "id"),
+)
+Index(
+    "uq_feedback_current",
+    feedback.c.rater,
+    feedback.c.prediction_id,
+    unique=True,
+    sqlite_where=feedback.c.superseded_at.is_(None),
+    postgresql_where=feedback.c.superseded_at.is_(None),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("base_hash", Text),
+    Column("adapter_hash", Text),
+    Column("template_hash", Text),
+    Column("created_at", Timestamp, nullable=False),
+    Column("details", Json, nullable=False),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("configured", Text, nullable=False),
+    Column("moved_at", Timestamp, nullable=False),
+    Column("moved_by", Text),
+    Column("adapter", Text),
+    Column("previous", Json),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("at", Timestamp, nullable=False),
+    Column("actor", Text),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("details", Json, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("checksum", Text, nullable=False),
+)
