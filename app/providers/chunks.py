@@ -34,6 +34,9 @@ _REASONS = {
 logger = logging.getLogger(__name__)
 
 
+_NOTHING = msgspec.Raw(b"null")  # msgspec knows no `Raw | None`
+
+
 class _Function(msgspec.Struct):
     name: str | None = None
     arguments: str | None = None
@@ -85,11 +88,11 @@ class WireError(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NOTHING
 
 
 class _ErrorBody(msgspec.Struct):
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NOTHING
 
 
 _chunk_decoder = msgspec.json.Decoder(_Chunk)
@@ -108,7 +111,7 @@ class ChunkReader:
             chunk = _chunk_decoder.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UpstreamError("The model provider sent a piece of an answer that cannot be read.") from error
-        if chunk.error is not None:
+        if chunk.error != _NOTHING:
             raise stream_error(bytes(chunk.error))
         if chunk.usage is not None:
             self._usage = chunk.usage
@@ -162,18 +165,16 @@ def error_of(raw: bytes) -> WireError:
     """The ``error`` object in a body; an empty one where there is none."""
     try:
         body = msgspec.json.decode(raw, type=_ErrorBody)
-        return WireError() if body.error is None else msgspec.json.decode(body.error, type=WireError)
+        return WireError() if body.error == _NOTHING else msgspec.json.decode(body.error, type=WireError)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return WireError()
 
 
 def stream_error(raw: bytes) -> AprendizError:
     """Our error for an ``error`` object that came inside a stream with status 200."""
-    logger.warning(
-        "a model server broke off a stream",
-        extra={"data": {"error": raw[:_LOGGED_CHARACTERS].decode("utf-8", "replace")}},
-    )
     error = error_of(b'{"error":' + raw + b"}")
+    logger.warning("a model server broke off a stream", extra={"data": {"type": error.type, "code": error.code}})
+    logger.debug("its words", extra={"data": {"error": raw[:_LOGGED_CHARACTERS].decode("utf-8", "replace")}})
     if error.type == "exceed_context_size_error" or error.code == "context_length_exceeded":
         limit = f" (at most {error.n_ctx} tokens)" if error.n_ctx else ""
         return InvalidRequest(f"The prompt does not fit into the model's context{limit}. Shorten it.", field="messages")

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.core.errors import AprendizError, InvalidRequest, ModelLoadFailed, UnknownModel, UpstreamError
+from app.core.errors import InvalidRequest, ModelLoadFailed, UnknownModel, UpstreamError
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
 from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
 from app.providers.engine import Engine, Timings
@@ -23,8 +22,6 @@ _WORKER = "app.providers.workers.llamacpp_worker"
 _MAGIC = b"GGUF"
 _MAX_SEED = 0xFFFF_FFFE
 """llama.cpp takes 32 bits, and all ones mean "choose one"."""
-
-logger = logging.getLogger(__name__)
 
 
 class LlamaCppProvider(BaseLLMProvider):
@@ -66,7 +63,8 @@ class LlamaCppProvider(BaseLLMProvider):
         hashing = asyncio.create_task(self._hashes.sha256(path))
         try:
             await engine.start()
-            return LlamaCppModel(await _describe(spec, engine, await hashing), engine, self.context)
+            version, tools = await _describe(spec, engine, await hashing)
+            return LlamaCppModel(version, engine, self.context, tools=tools)
         except OSError as error:
             await engine.aclose()
             raise ModelLoadFailed(f"The model file cannot be read ({error.strerror}).") from error
@@ -97,15 +95,16 @@ class LlamaCppProvider(BaseLLMProvider):
         return path.absolute()
 
 
-async def _describe(spec: ModelSpec, engine: Engine, base_hash: str) -> VersionInfo:
-    """What really answers, as the engine tells it."""
+async def _describe(spec: ModelSpec, engine: Engine, base_hash: str) -> tuple[VersionInfo, bool]:
+    """What really answers, as the engine tells it, and whether its template knows tools."""
     try:
         props = await engine.client().json("GET", "/props")
+        tools = bool(props["chat_template_caps"]["supports_tools"])
         template = str(props["chat_template"])
         context = int(props["default_generation_settings"]["n_ctx"])
     except (KeyError, TypeError, ValueError, UpstreamError) as error:
         raise ModelLoadFailed("The engine loaded the model and does not say what it is.") from error
-    return version_info(
+    version = version_info(
         "llamacpp",
         spec.model,
         base_hash=base_hash,
@@ -113,17 +112,18 @@ async def _describe(spec: ModelSpec, engine: Engine, base_hash: str) -> VersionI
         context_tokens=context,
         details={"engine": f"xllamacpp {engine.facts.get('build', '')}".strip()},
     )
+    return version, tools
 
 
 class LlamaCppModel(LoadedModel):
     """A GGUF in a running engine."""
 
-    def __init__(self, version: VersionInfo, engine: Engine, context: ProviderContext) -> None:
+    def __init__(self, version: VersionInfo, engine: Engine, context: ProviderContext, *, tools: bool) -> None:
         self.version = version
         self.capabilities = Capabilities(
             slots=context.model.slots,
             context_tokens=version.context_tokens,
-            tools=True,
+            tools=tools,
             json_schema=True,
             logprobs=True,
         )
@@ -141,13 +141,10 @@ class LlamaCppModel(LoadedModel):
         """See `LoadedModel.count_tokens`."""
         client = self._engine.client()
         body = self._body(request)
-        template = {name: body[name] for name in ("messages", "tools", "tool_choice", "response_format") if name in body}
-        rendered = await client.json("POST", "/apply-template", template)
+        counted = await client.json("POST", "/v1/chat/completions/input_tokens", body)
         try:
-            text = rendered["prompt"]
-            counted = await client.json("POST", "/tokenize", {"content": text, "add_special": True, "parse_special": True})
-            return len(counted["tokens"])
-        except (KeyError, TypeError) as error:
+            return int(counted["input_tokens"])
+        except (KeyError, TypeError, ValueError) as error:
             raise UpstreamError("The engine does not say how many tokens the prompt has.") from error
 
     def status(self) -> EngineStatus:
@@ -159,7 +156,9 @@ class LlamaCppModel(LoadedModel):
         await self._engine.aclose()
 
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        _check_text_only(request)
         body = chat_body(request, max_tokens=self._model.max_tokens, temperature=self._model.temperature)
+        self._fit_tools(body)
         seed = body.get("seed")
         if seed is not None:
             body["seed"] = seed % _MAX_SEED
@@ -167,3 +166,29 @@ class LlamaCppModel(LoadedModel):
         body["cache_prompt"] = True
         body["lora"] = []  # said each time: a request without the field would reuse another's adapted cache
         return body
+
+    def _fit_tools(self, body: dict[str, Any]) -> None:
+        choice = body.pop("tool_choice", None)
+        if choice == "none":
+            body.pop("tools", None)
+        if "tools" not in body:
+            return
+        if not self.capabilities.tools:
+            raise InvalidRequest(
+                "This model's chat template knows no tools; take another model, or leave tools out.", field="tools"
+            )
+        if isinstance(choice, Mapping):  # llama.cpp takes words only: one function, and required, is the same
+            name = choice.get("function", {}).get("name")
+            body["tools"] = [tool for tool in body["tools"] if tool.get("function", {}).get("name") == name]
+            if not body["tools"]:
+                raise InvalidRequest("tool_choice names a function that is not among the tools.", field="tool_choice")
+            choice = "required"
+        if choice is not None:
+            body["tool_choice"] = choice
+
+
+def _check_text_only(request: GenerationRequest) -> None:
+    """Images and files are refused here: the engine would fetch what their addresses name."""
+    for message in request.messages:
+        if isinstance(message.content, list) and any(part.get("type") != "text" for part in message.content):
+            raise InvalidRequest("This model takes text only; leave images, audio and files out.", field="messages")

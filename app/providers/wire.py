@@ -240,5 +240,8 @@ async def _read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 def _log_refusal(status: int, raw: bytes) -> None:
-    text = raw[:_LOGGED_CHARACTERS].decode("utf-8", "replace")
-    logger.warning("a model server refused a request", extra={"data": {"status": status, "body": text}})
+    """The text itself only at DEBUG: servers quote prompts in it."""
+    error = error_of(raw)
+    data = {"status": status, "type": error.type, "code": error.code}
+    logger.log(logging.INFO if status < 500 else logging.WARNING, "a model server refused a request", extra={"data": data})
+    logger.debug("its words", extra={"data": {"body": raw[:_LOGGED_CHARACTERS].decode("utf-8", "replace")}})

@@ -1,12 +1,13 @@
 """The engine of the provider ``llamacpp``: llama.cpp's own server on a private socket, in a process of its own.
 
-The model file is parsed here and nowhere else. Configuration keys beside those of `app.providers.workers.child`: ``model_path``,
-``device`` (auto, cpu, cuda, mps), ``slots``, ``context_tokens`` (per slot), ``threads``.
+The model file is parsed here and nowhere else. Configuration keys beside those of `app.providers.workers.child`:
+``model_path``, ``device`` (auto, cpu, cuda, mps), ``slots``, ``context_tokens`` (per slot), ``threads``.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import Any
 
@@ -33,7 +34,7 @@ def main() -> None:
     try:
         server = xllamacpp.Server(_params(child, xllamacpp, device))
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent shall hear of it in our words
-        print(repr(error), flush=True)
+        sys.stderr.write(f"{error!r}\n")
         child.fail(
             "llama.cpp cannot load this model: the file is damaged, of an unknown kind, or too large for the memory there is."
         )
@@ -56,6 +57,7 @@ def _params(child: Child, xllamacpp: Any, device: str) -> Any:
     slots, threads = int(config["slots"]), int(config["threads"]) or os.cpu_count() or 1
     params = xllamacpp.CommonParams()
     params.model.path = config["model_path"]
+    params.model_alias = {"model"}  # otherwise each piece of each answer carries the path
     params.hostnames = [config.get("socket") or config["host"]]
     params.port = 0
     params.api_keys = [config["api_key"]]
