@@ -1,0 +1,116 @@
+"""Training rows from feedback, in the conversational forms that TRL reads. One row at a time; no file, no split, no weighting.
+
+| format | a row | made from |
+|---|---|---|
+| ``sft`` | ``prompt``, ``completion`` | corrections: the better answer |
+| ``dpo`` | ``prompt``, ``chosen``, ``rejected`` | corrections over the original answer; preferences between two answers to
+one prompt | | ``kto`` | ``prompt``, ``completion``, ``label`` | ratings: up is true, down is false |
+
+An upvoted answer is no SFT row: a vote says "good enough", a correction says "like this". Each row also names its
+``prediction_id`` and ``feedback_id``; TRL ignores columns it does not know. What cannot make a sound row makes none: feedback
+that a reviewer rejected, broken or cut answers as examples, a "correction" that changes nothing, a preference across
+different prompts, messages with images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, cast
+
+from app.core.records import FeedbackRecord, PredictionRecord
+
+Format = Literal["sft", "dpo", "kto"]
+Row = dict[str, Any]
+Triple = tuple[FeedbackRecord, PredictionRecord, PredictionRecord | None]
+"""A feedback, the prediction it is about, and the prediction that one was preferred over."""
+
+
+def rows(feedback: Iterable[Triple], format: Format) -> Iterator[Row]:
+    """The rows of ``format`` that the feedback gives, in its order.
+
+    Raises:
+        ValueError: an unknown format.
+    """
+    makers = {"sft": _sft, "dpo": _dpo, "kto": _kto}
+    if format not in makers:
+        raise ValueError(f"format must be sft, dpo or kto, not {format!r}")
+    make = makers[format]
+    for said, prediction, other in feedback:
+        if said.review == "rejected":
+            continue
+        prompt = prompt_of(prediction)
+        if prompt is None:
+            continue
+        tools = prediction.input.get("sampling", {}).get("tools")
+        for row in make(said, prediction, other):
+            named = {"prompt": prompt, **row, "prediction_id": prediction.id, "feedback_id": said.id}
+            yield {**named, "tools": list(tools)} if tools else named
+
+
+def prompt_of(prediction: PredictionRecord) -> list[Row] | None:
+    """The prompt's messages as TRL reads them, or None where they hold more than text."""
+    messages = [_message(each) for each in prediction.input.get("messages", ())]
+    if not messages or None in messages:
+        return None
+    return cast("list[Row]", messages)
+
+
+def _sft(said: FeedbackRecord, prediction: PredictionRecord, other: PredictionRecord | None) -> Iterator[Row]:
+    if said.correction is not None:
+        yield {"completion": [_assistant(said.correction)]}
+
+
+def _dpo(said: FeedbackRecord, prediction: PredictionRecord, other: PredictionRecord | None) -> Iterator[Row]:
+    answer = _answer(prediction)
+    if answer is None:
+        return
+    if said.correction is not None and said.correction.strip() != prediction.output.strip():
+        yield {"chosen": [_assistant(said.correction)], "rejected": [answer]}
+    worse = None if other is None else _answer(other)
+    if other is not None and worse is not None and worse != answer and prompt_of(other) == prompt_of(prediction):
+        yield {"chosen": [answer], "rejected": [worse]}
+
+
+def _kto(said: FeedbackRecord, prediction: PredictionRecord, other: PredictionRecord | None) -> Iterator[Row]:
+    answer = _answer(prediction)
+    if said.rating is not None and answer is not None:
+        yield {"completion": [answer], "label": said.rating == "up"}
+
+
+def _answer(prediction: PredictionRecord) -> Row | None:
+    """A whole answer as a message; None for one that was cut, failed or is empty: it shows nothing of what the model does."""
+    if prediction.status != "ok" or not (prediction.output.strip() or prediction.tool_calls):
+        return None
+    if not prediction.tool_calls:
+        return _assistant(prediction.output)
+    return {**_assistant(prediction.output), "tool_calls": [_call(call) for call in prediction.tool_calls]}
+
+
+def _assistant(text: str) -> Row:
+    return {"role": "assistant", "content": text}
+
+
+def _message(wire: Mapping[str, Any]) -> Row | None:
+    content = wire.get("content")
+    if isinstance(content, list):
+        if any(part.get("type") != "text" for part in content):
+            return None
+        content = "".join(str(part.get("text", "")) for part in content)
+    # Chat templates know "system"; "developer" is the same thing under the name of a later API.
+    message: Row = {"role": "system" if wire["role"] == "developer" else wire["role"], "content": content or ""}
+    if wire.get("tool_calls"):
+        message["tool_calls"] = [_call(call) for call in wire["tool_calls"]]
+    return message | {key: wire[key] for key in ("name", "tool_call_id") if wire.get(key)}
+
+
+def _call(call: Mapping[str, Any]) -> Row:
+    """A tool call with its arguments as an object: the wire has JSON text, templates want the thing itself."""
+    function = dict(call.get("function", {}))
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            function["arguments"] = json.loads(arguments)
+        except ValueError:
+            function["arguments"] = {"text": arguments}
+    return {"type": "function", "function": function} | ({"id": call["id"]} if call.get("id") else {})
