@@ -29,6 +29,7 @@ export class TurnView {
     this.#corrected = new GrowingMarkdown(this.#find(".correction .words"), makeCode);
     this.#listen();
     this.update();
+    if (data.fixing !== undefined) this.#openEditor(false);
   }
 
   /** Shows new text with the next frame; many calls, one drawing. */
@@ -118,7 +119,11 @@ export class TurnView {
     const label = editor.querySelector("label");
     area.id = `fix-${Math.random().toString(36).slice(2)}`;
     label.htmlFor = area.id;
-    area.addEventListener("input", () => this.#count());
+    area.addEventListener("input", () => {
+      // Part of the data, so that an unsaved correction survives a reload and a new login.
+      this.#data.fixing = area.value;
+      this.#count();
+    });
     area.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
         event.stopPropagation();
@@ -172,18 +177,20 @@ export class TurnView {
     return null;
   }
 
-  #openEditor() {
+  #openEditor(focus = true) {
     const editor = this.#find(".editor");
     const area = editor.querySelector("textarea");
-    if (editor.hidden) area.value = this.#data.correction ?? this.#data.text;
+    if (editor.hidden) area.value = this.#data.fixing ?? this.#data.correction ?? this.#data.text;
     editor.hidden = false;
     this.#complain("");
     this.#feedback();
     this.#count();
-    area.focus();
+    if (focus) area.focus();
   }
 
   #closeEditor() {
+    delete this.#data.fixing;
+    this.#on.change();
     this.#find(".editor").hidden = true;
     this.#feedback();
     this.#find("[data-act=fix]").focus();
