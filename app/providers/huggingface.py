@@ -1,0 +1,125 @@
+"""The provider ``hf``: transformers models in a supervised child process, by Hub name, folder or GGUF file.
+
+Nothing of torch runs in the service's process; the child (`workers.hf_worker`) loads, batches and answers. The extra ``hf``
+must be installed. The network is used only for a Hub name that is not in the local cache yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.util
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from app.core.errors import ModelLoadFailed, UnknownModel
+from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
+from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel
+from app.providers.engine import Engine
+from app.providers.wire import chat_body
+
+_WORKER = "app.providers.workers.hf_worker"
+_PACKAGES = ("torch", "transformers", "safetensors")
+_HUB_VARIABLES = (
+    *("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"),
+    *("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+)
+"""Where the hub and its cache are, under the names that all programs of that world use. None is a secret of ours."""
+
+
+class HuggingFaceProvider(BaseLLMProvider):
+    """Opens models with transformers."""
+
+    name = "hf"
+
+    async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
+        """See `BaseLLMProvider.open`. ``spec.model``: a catalogue name, a folder, a GGUF file or a Hub name."""
+        missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
+        if missing:
+            raise UnknownModel(
+                f"The provider hf is not installed ({', '.join(missing)} missing): pip install 'aprendiz[hf]'.",
+                field="provider",
+            )
+        if spec.adapter is not None:
+            raise ModelLoadFailed("The provider hf does not serve adapters.")
+        path = await asyncio.to_thread(self.context.resolve, spec.model)
+        settings = self.context.model
+        engine = Engine(
+            _WORKER,
+            self._config(spec, path),
+            label=spec.name,
+            runtime_dir=self.context.runtime_dir,
+            load_timeout_s=settings.load_timeout_s,
+            read_timeout_s=settings.answer_timeout_s,
+            memory_mb=self.context.providers.engine_memory_mb,
+            env={name: os.environ[name] for name in _HUB_VARIABLES if name in os.environ},
+            on_state=on_state,
+        )
+        await engine.start()
+        return HuggingFaceModel(engine, spec, max_tokens=settings.max_tokens, temperature=settings.temperature)
+
+    def _config(self, spec: ModelSpec, path: Path | None) -> dict[str, Any]:
+        settings = self.context.model
+        return {
+            "name": spec.model,
+            "path": None if path is None else str(path),
+            "device": spec.device,
+            "context_tokens": settings.context_tokens,
+            "slots": settings.slots,
+            "threads": settings.threads,
+            "cache": str(self.context.models_dir / "hf"),
+            "hub_token": os.environ.get("HF_TOKEN"),
+        }
+
+
+class HuggingFaceModel(LoadedModel):
+    """A model in its own process."""
+
+    def __init__(self, engine: Engine, spec: ModelSpec, *, max_tokens: int, temperature: float) -> None:
+        self._engine = engine
+        self._max_tokens = max_tokens
+        self._temperature = temperature
+        facts = engine.facts
+        self.version = _version(spec, facts)
+        self.capabilities = Capabilities(
+            slots=int(facts["slots"]), context_tokens=int(facts["context_tokens"]), logprobs=True, seed=True
+        )
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """See `LoadedModel.stream`."""
+        body = chat_body(request, max_tokens=self._max_tokens, temperature=self._temperature)
+        async with contextlib.aclosing(self._engine.client().stream_chat(body)) as events:
+            async for event in events:
+                yield event
+
+    async def count_tokens(self, request: GenerationRequest) -> int:
+        """See `LoadedModel.count_tokens`."""
+        body = {"messages": [message.to_wire() for message in request.messages]}
+        answer = await self._engine.client().json("POST", "/tokenize", body)
+        return int(answer["tokens"])
+
+    def status(self) -> EngineStatus:
+        """See `LoadedModel.status`."""
+        return self._engine.status()
+
+    async def aclose(self) -> None:
+        """See `LoadedModel.aclose`."""
+        await self._engine.aclose()
+
+
+def _version(spec: ModelSpec, facts: Mapping[str, Any]) -> VersionInfo:
+    parts = (spec.provider, facts["base_hash"], "", facts["template_hash"])
+    details = {name: facts[name] for name in ("device", "dtype", "revision") if facts.get(name)}
+    return VersionInfo(
+        id=hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16],
+        provider=spec.provider,
+        model=spec.model,
+        base_hash=facts["base_hash"],
+        adapter_hash=None,
+        template_hash=facts["template_hash"],
+        context_tokens=facts["context_tokens"],
+        details=details,
+    )
