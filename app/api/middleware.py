@@ -1,6 +1,6 @@
 """Our pure ASGI middleware, and the order of all of it. Pure, for it is the only kind that streams without cost.
 
-From the outside in: `RequestContext` (id, log line, metrics), SecurityHeaders, `Problems`, `TrustedHost`, RequestBounds, CORS,
+From the outside in: `RequestContext` (id, log line, metrics), SecurityHeaders, `Problems`, TrustedHost, RequestBounds, CORS,
 CrossSiteGuard, `ApiRateLimit`. Nothing here decides who may do what: that is a dependency of each route.
 """
 
@@ -11,9 +11,7 @@ import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deps import PRINCIPAL
@@ -37,7 +35,6 @@ LIMITED_ELSEWHERE = frozenset({"/predict", "/predict/ws", "/feedback", "/health/
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_HOST = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9._-]{0,252}))(?::[0-9]{1,5})?")
 _START = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _CLIENT_GONE = 499
 _log = logging.getLogger("app.access")
@@ -107,39 +104,6 @@ class RequestContext:
         if route is not None:
             return str(getattr(route, "path_format", UNMATCHED))
         return self._templates.get(scope.get("endpoint"), UNMATCHED)
-
-
-class TrustedHost:
-    """Serves only host names that we go by: one well-formed Host header, with or without a port.
-
-    Answers 400 for a malformed Host, and 421 for one that is not ours.
-    """
-
-    def __init__(self, app: ASGIApp, *, server: Server) -> None:
-        self._app = app
-        names = {name.lower() for name in server.trusted_hosts}
-        public = urlsplit(server.public_url).hostname
-        if public:
-            names.add(public if ":" not in public else f"[{public}]")
-        if server.host not in ("0.0.0.0", "::", ""):  # noqa: S104  # the wildcard is no name
-            names.add(server.host.lower() if ":" not in server.host else f"[{server.host}]")
-        self._all = "*" in names
-        self._suffixes = tuple(name[1:] for name in names if name.startswith("*."))
-        self._names = frozenset(names)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            self._check(scope)
-        await self._app(scope, receive, send)
-
-    def _check(self, scope: Scope) -> None:
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        match = _HOST.fullmatch(hosts[0].decode("latin-1").lower()) if len(hosts) == 1 else None
-        if match is None:
-            raise HTTPException(400, "Send exactly one Host header, with a host name and perhaps a port.")
-        name = match.group(1)
-        if not (self._all or name in self._names or name.endswith(self._suffixes or "\0")):
-            raise HTTPException(421, "This service does not go by that host name. An operator adds it to server.trusted_hosts.")
 
 
 class ApiRateLimit:

@@ -1,0 +1,104 @@
+"""``/conversations``: one's own threads. They begin with ``conversation_id: "new"`` on ``/predict`` and end here."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel
+
+from app.api.bodies import StrictRoute
+from app.api.deps import PredictPrincipal, ReadPrincipal, ServicesDep
+from app.core.errors import NotFound
+from app.core.ids import is_uuid7
+from app.core.records import ConversationRecord, PredictionRecord
+
+router = APIRouter(prefix="/conversations", route_class=StrictRoute, tags=["conversations"])
+
+ConversationId = Annotated[str, Path(min_length=1, max_length=64)]
+_NONE = "There is no such conversation."
+
+
+class ConversationOut(BaseModel):
+    """A thread of answers."""
+
+    id: str
+    title: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class ConversationPage(BaseModel):
+    """Newest first. ``next``: send it as ``after`` for the page behind this one; null at the end."""
+
+    items: list[ConversationOut]
+    next: str | None
+
+
+class TurnOut(BaseModel):
+    """One question and its answer; ``id`` is the prediction's."""
+
+    id: str
+    prompt: str
+    text: str
+    model: str
+    version: str
+    created_at: datetime
+
+
+class ConversationTurns(ConversationOut):
+    """A thread with its last hundred turns, oldest first."""
+
+    turns: list[TurnOut]
+
+
+@router.get("", summary="List your conversations")
+async def list_conversations(
+    services: ServicesDep,
+    principal: ReadPrincipal,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    after: Annotated[str | None, Query(min_length=36, max_length=36)] = None,
+) -> ConversationPage:
+    """Your conversations, newest first."""
+    found = await services.conversations.list(principal.user_id, limit=limit, after=after)
+    return ConversationPage(items=[_out(each) for each in found], next=found[-1].id if len(found) == limit else None)
+
+
+@router.get("/{conversation_id}", summary="Show one")
+async def show_conversation(
+    conversation_id: ConversationId, services: ServicesDep, principal: ReadPrincipal
+) -> ConversationTurns:
+    """One conversation of yours, with its turns."""
+    found = None
+    if is_uuid7(conversation_id):
+        found = await services.conversations.get(conversation_id, user_id=principal.user_id)
+    if found is None:
+        raise NotFound(_NONE)
+    turns = await services.predictions.of_conversation(found.id, user_id=principal.user_id)
+    return ConversationTurns(**_out(found).model_dump(), turns=[_turn(each) for each in turns])
+
+
+@router.delete("/{conversation_id}", status_code=204, summary="Delete one")
+async def delete_conversation(conversation_id: ConversationId, services: ServicesDep, principal: PredictPrincipal) -> Response:
+    """Deletes a conversation of yours with its predictions and their feedback."""
+    gone = is_uuid7(conversation_id) and await services.conversations.delete(conversation_id, user_id=principal.user_id)
+    if not gone:
+        raise NotFound(_NONE)
+    return Response(status_code=204)
+
+
+def _out(record: ConversationRecord) -> ConversationOut:
+    return ConversationOut(id=record.id, title=record.title, created_at=record.created_at, updated_at=record.updated_at)
+
+
+def _turn(record: PredictionRecord) -> TurnOut:
+    last = record.input["messages"][-1]["content"]
+    return TurnOut(
+        id=record.id,
+        prompt=last if isinstance(last, str) else "",
+        text=record.output,
+        model=f"{record.provider}/{record.model}",
+        version=record.version,
+        created_at=record.created_at,
+    )
