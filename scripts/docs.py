@@ -1,6 +1,6 @@
 """Generates the reference documents from the program itself: the command line, the settings and the example files.
 
-``--check`` compares and exits 1 where a file is out of step. Refuses to hold any knowledge of its own: what a person reads about a
+``--check`` compares and exits 1 where a file is out of step. It holds no knowledge of its own: what a person reads about a
 setting is the setting's description, and about a command its help.
 """
 
@@ -30,28 +30,35 @@ def configuration() -> str:
         "",
         f"<!-- {NOTE.format(source='app/core/settings.py')} -->",
         "",
-        "A value comes from the last of these that names it: the default, `config.yaml`, `.env`, the environment, the command line.",
-        "`config.yaml` and `.env` lie in the working directory (`APRENDIZ_CONFIG` names another YAML file); examples with every setting are",
-        "[config.example.yaml](../config.example.yaml) and [.env.example](../.env.example). A name that is not in this list is refused, never",
-        "ignored. Lists are comma-separated in the environment. The database never overrides a setting.",
+        "A value comes from the last of these that names it: the default, `config.yaml`, `.env`, the environment, the",
+        "command line. `config.yaml` and `.env` lie in the working directory (`APRENDIZ_CONFIG` names another YAML file);",
+        "[config.example.yaml](../config.example.yaml) and [.env.example](../.env.example) show every setting. A name",
+        "that is not in this list is refused, never ignored. Lists are comma-separated in the environment. The database never",
+        "overrides a setting.",
         "",
         "```sh",
         "aprendiz config show --changed        # what differs from the defaults, and where each value comes from",
         "aprendiz config explain server.port",
         "```",
         "",
-        "Two names of the environment are not settings of the service: `APRENDIZ_CONFIG` (see above) and `APRENDIZ_API_KEY`, the key that",
-        "`aprendiz chat` and `aprendiz models load` use.",
+        "Two names of the environment are no settings: `APRENDIZ_CONFIG` (see above) and `APRENDIZ_API_KEY`, the key that",
+        "`aprendiz chat` and `aprendiz models load` show to the service.",
     ]
     section = None
     for key, field in setting_fields():
         name = key.partition(".")[0] if "." in key else ""
         if name != section:
             section = name
-            doc = Settings.model_fields[name].annotation.__doc__ if name else "The folder."
+            doc = Settings.model_fields[name].annotation.__doc__ if name else ""
             lines += ["", f"## {name or 'Top level'}", "", (doc or "").strip(), ""]
             lines += ["| setting | environment | default | bounds | |", "|---|---|---|---|---|"]
-        cells = (f"`{key}`", f"`{env_name(key)}`", _default_cell(field), _bounds(field), (field.description or "").replace("|", "\\|"))
+        cells = (
+            f"`{key}`",
+            f"`{env_name(key)}`",
+            _default_cell(field),
+            _bounds(field),
+            (field.description or "").replace("|", "\\|"),
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -83,7 +90,8 @@ def yaml_example() -> str:
     """config.example.yaml: every setting at its default; loading it changes nothing."""
     lines = [
         f"# {NOTE.format(source='app/core/settings.py')}",
-        "# Copy to config.yaml and keep what you change; everything here stands at its default. Secrets belong into .env or the environment.",
+        "# Copy to config.yaml and keep what you change; everything here stands at its default.",
+        "# Secrets belong into .env or the environment.",
     ]
     section = ""
     for key, field in setting_fields():
@@ -109,8 +117,9 @@ def cli() -> str:
         "",
         f"<!-- {NOTE.format(source='app/cli')} -->",
         "",
-        "Data goes to stdout, everything else to stderr; `--json` prints JSON. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
-        "`aprendiz COMMAND --help` says the same as this page. `aprendiz --install-completion` sets up your shell's completion.",
+        "Data goes to stdout, everything else to stderr; `--json` prints JSON. Exit codes: 0 done, 1 failed, 2 wrong usage,",
+        "130 interrupted. `aprendiz COMMAND --help` says the same as this page. `aprendiz --install-completion` sets up your",
+        "shell's completion.",
     ]
     for path, command in _commands(typer.main.get_command(app), "aprendiz"):
         lines += ["", f"## {path}", "", (command.help or "").strip()]
@@ -131,7 +140,7 @@ def _parameter(parameter: Any) -> str | None:
         return None
     text = (getattr(parameter, "help", None) or "").replace("|", "\\|")
     if parameter.param_type_name == "argument":
-        name = parameter.human_readable_name
+        name = parameter.metavar or parameter.name.upper()
         return f"| `{name if parameter.required else f'[{name}]'}` | {text} |"
     names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
     return f"| {names} | {text} |"

@@ -38,7 +38,9 @@ class ServiceClient:
         self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._session is not None:
             await self._session.close()
 
@@ -86,7 +88,9 @@ class ServiceClient:
             async with self._session.request(method, self._url + path, json=body, timeout=timeout) as response:
                 yield response
         except (aiohttp.ClientConnectionError, aiohttp.InvalidURL) as error:
-            raise Unavailable(f"No service answers at {self._url}. Start it with `aprendiz serve`, or name it with --url.") from error
+            raise Unavailable(
+                f"No service answers at {self._url}. Start it with `aprendiz serve`, or name it with --url."
+            ) from error
         except (aiohttp.ClientError, ValueError) as error:
             raise UpstreamError(f"The answer of {self._url} cannot be read; is it an Aprendiz service?") from error
         except TimeoutError as error:

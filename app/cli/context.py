@@ -102,6 +102,4 @@ async def audit(database: Database, action: str, target: str, **details: object)
     from app.core.records import AuditRecord
     from app.db.audit import Audit
 
-    await Audit(database).add(
-        AuditRecord(uuid7(), datetime.now(UTC), None, action, target, {**details, "via": "command line"})
-    )
+    await Audit(database).add(AuditRecord(uuid7(), datetime.now(UTC), None, action, target, {**details, "via": "command line"}))

@@ -1,7 +1,7 @@
-"""Which credential a command shows to the service: one that the person gives, or a short-lived key that the machine's operator mints.
+"""Which credential a command shows to the service: one that the person gives, or a short-lived key minted on this machine.
 
-Whoever can write the data directory already owns everything in it, so minting takes nothing that was not there. It never happens for a
-service on another machine (``--url``).
+Whoever can write the data directory already owns everything in it, so minting takes nothing that was not there. It never
+happens for a service on another machine (``--url``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LIFE = timedelta(hours=12)
 async def credential(
     settings: Settings, *, key: str | None, user: str, remote: bool, purpose: str, scopes: tuple[Scope, ...]
 ) -> AsyncIterator[str]:
-    """An API key: ``key``, or ``APRENDIZ_API_KEY``, or one minted for ``user`` (unless told, the oldest admin) and revoked on leaving.
+    """An API key: ``key``, or ``APRENDIZ_API_KEY``, or one minted for ``user`` (or the oldest admin) and revoked on leaving.
 
     Raises:
         Unauthenticated: no key came and none can be minted; the text says what to do.
@@ -59,9 +59,10 @@ async def credential(
 async def _operator(database: Database) -> UserRecord:
     from app.cli.users import every_user
 
-    for candidate in await every_user(database):
-        if candidate.role == "admin" and candidate.disabled_at is None:
-            return candidate
+    admins = [user for user in await every_user(database) if user.role == "admin" and user.disabled_at is None]
+    if admins:
+        return min(admins, key=lambda user: user.created_at)
     raise Unauthenticated(
-        "There is no admin account yet. Open the address that the service printed, or make one: aprendiz users invite --role admin."
+        "There is no admin account yet. Open the address that the service printed at its first start, or make an invite with"
+        " `aprendiz users invite --role admin`."
     )

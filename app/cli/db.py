@@ -34,7 +34,7 @@ def make_backup(
     quiet_logs()
     info = backup(load_config().settings, target)
     data(str(info.path))
-    say(f"{info.size} bytes, SHA-256 {info.sha256}.")
+    say(f"{info.size_bytes} bytes, SHA-256 {info.sha256}.")
 
 
 @app.command("restore")
@@ -50,3 +50,5 @@ def restore_backup(
     confirm(f"Replace the database in {visible(settings.data_dir)} by {visible(source)}?", yes=yes)
     info = restore(settings, source)
     say(f"Restored {info.path}.")
+    if info.replaced is not None:
+        say(f"The database that was there lies in {info.replaced}.")

@@ -1,4 +1,4 @@
-"""``aprendiz keys``: API keys, for the operator of this machine. A key is printed once, when it is made; only its hash is stored."""
+"""``aprendiz keys``: API keys, for the operator of this machine. A key is printed once; only its hash is stored."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def list_keys(
 def create(
     user: str = typer.Option(..., "--user", help="Whose key it is."),
     name: str = typer.Option(..., "--name", help="What it is for, to tell keys apart."),
-    scope: list[Scope] = typer.Option(["predict", "feedback", "read"], "--scope", help="What it may do; repeat for several."),
+    scopes: str = typer.Option("predict,feedback,read", "--scopes", help="What it may do: of predict, feedback, read, admin."),
     days: int | None = typer.Option(None, "--days", min=1, max=3650, help="Days until it expires; without it, never."),
 ) -> None:
     """Make an API key and print it, alone on stdout. It is shown once."""
@@ -59,7 +59,7 @@ def create(
         async with opened(load_config().settings) as database:
             owner = await user_named(database, user)
             life = None if days is None else timedelta(days=days)
-            key, _ = await mint(database, owner, name=name, scopes=tuple(scope), life=life)
+            key, _ = await mint(database, owner, name=name, scopes=parse_scopes(scopes), life=life)
             return key
 
     data(run(work()))
@@ -68,7 +68,7 @@ def create(
 
 @app.command()
 def revoke(key_id: str = typer.Argument(metavar="ID", help="The key's id, as `keys list` shows it.")) -> None:
-    """End an API key at once."""
+    """End an API key; a running service stops taking it within seconds."""
 
     async def work() -> None:
         from app.core.errors import NotFound
@@ -81,6 +81,17 @@ def revoke(key_id: str = typer.Argument(metavar="ID", help="The key's id, as `ke
 
     run(work())
     say("The key is revoked.")
+
+
+def parse_scopes(text: str) -> tuple[Scope, ...]:
+    """``predict,read`` as scopes. Raises InvalidRequest for none and for unknown ones."""
+    from app.core.errors import InvalidRequest
+    from app.core.types import ALL_SCOPES
+
+    words = {word.strip() for word in text.split(",") if word.strip()}
+    if not words or not words <= set(ALL_SCOPES):
+        raise InvalidRequest(f"--scopes takes a comma-separated choice of {', '.join(ALL_SCOPES)}.", field="scopes")
+    return tuple(scope for scope in ALL_SCOPES if scope in words)
 
 
 async def mint(
@@ -125,5 +136,3 @@ def _state(key: KeyRecord) -> str:
     if key.expires_at is not None and key.expires_at <= datetime.now(UTC):
         return "expired"
     return "live" if key.expires_at is None else f"live until {when(key.expires_at)}"
-
-

@@ -10,18 +10,19 @@ from app.cli.context import load_config
 def serve(
     host: str | None = typer.Option(None, "--host", help="Address to listen on, in place of the setting server.host."),
     port: int | None = typer.Option(None, "--port", min=0, max=65535, help="Port to listen on, in place of server.port."),
-    pull: bool = typer.Option(False, "--pull", help="First fetch the configured model, if it is one we know and it is missing."),
+    pull: bool = typer.Option(False, "--pull", help="First fetch the configured model if it is missing."),
 ) -> None:
     """Serve the API, the pages and the models until told to stop (SIGTERM or Ctrl-C)."""
     from app.core import config
     from app.core.logging import configure
 
-    settings_and_origins = config.with_secret_key(load_config(host=host, port=port))
-    configure(settings_and_origins.settings.logging)
+    loaded = config.with_secret_key(load_config(host=host, port=port))
+    configure(loaded.settings.logging)
     if pull:
         from app.cli.models import pull_configured
 
-        pull_configured(settings_and_origins.settings)
+        pull_configured(loaded.settings)
     from app.api.server import run
+    from app.main import create_app
 
-    run(settings_and_origins)
+    run(create_app, loaded.settings)

@@ -37,7 +37,13 @@ def list_users(as_json: bool = typer.Option(False, "--json", help="JSON instead 
         emit_json([public(record, "password_hash") for record in records])
         return
     rows = (
-        (user.username, user.role, "disabled" if user.disabled_at else "active", when(user.created_at), when(user.last_login_at))
+        (
+            user.username,
+            user.role,
+            "disabled" if user.disabled_at else "active",
+            when(user.created_at),
+            when(user.last_login_at),
+        )
         for user in records
     )
     table(("NAME", "ROLE", "STATE", "CREATED (UTC)", "LAST LOGIN"), rows)
@@ -46,7 +52,9 @@ def list_users(as_json: bool = typer.Option(False, "--json", help="JSON instead 
 @app.command()
 def invite(
     role: Role = typer.Option("user", "--role", help="What the new account may do."),
-    hours: int | None = typer.Option(None, "--hours", min=1, max=8760, help="Life of the invite; setting security.invite_hours."),
+    hours: int | None = typer.Option(
+        None, "--hours", min=1, max=8760, help="Life of the invite; setting security.invite_hours."
+    ),
 ) -> None:
     """Make an invite and print its token, alone on stdout. It is shown once and works once."""
     from app.core.ids import uuid7
@@ -72,7 +80,7 @@ def invite(
 
 @app.command()
 def disable(name: str = typer.Argument(help="The user.")) -> None:
-    """Lock an account: its sessions end and its keys stop working at once."""
+    """Lock an account: its sessions end and its keys stop working, within seconds."""
     _set_disabled(name, datetime.now(UTC))
 
 
@@ -153,7 +161,7 @@ def delete(
 
 
 async def every_user(database: Database) -> list[UserRecord]:
-    """All users, oldest first."""
+    """All users, newest first."""
     from app.db.users import Users
 
     found: list[UserRecord] = []

@@ -1,0 +1,74 @@
+"""``aprendiz chat``: talks to the running service, in a terminal or in a pipe. Keeps no transcript but the line history.
+
+In a pipe, or with the message as an argument, only the answer goes to stdout; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from app.cli.context import load_config, quiet_logs, service_url
+from app.cli.output import EXIT_FAILURE, say
+
+if TYPE_CHECKING:
+    from app.cli.conversation import Conversation
+
+
+def chat(
+    message: str | None = typer.Argument(None, help="Ask only this, print the answer and leave. Without it: a conversation."),
+    model: str | None = typer.Option(None, "--model", help="Ask this model (an alias, or provider/name)."),
+    url: str | None = typer.Option(None, "--url", help="Address of the service; unless told, the one in the settings."),
+    key: str | None = typer.Option(None, "--key", help="API key; better given as APRENDIZ_API_KEY: process lists show this."),
+    user: str = typer.Option("", "--user", help="On this machine, without a key: chat as this user."),
+) -> None:
+    """Talk to a model: streaming, with history, ratings (/good, /bad) and corrections (/fix)."""
+    quiet_logs()
+    if message is None and not sys.stdin.isatty():
+        message = sys.stdin.read()
+    if message is not None and not message.strip():
+        say("There is no question on stdin.")
+        raise typer.Exit(EXIT_FAILURE)
+    asyncio.run(_chat(message, model=model, url=url, key=key, user=user))
+
+
+async def _chat(message: str | None, *, model: str | None, url: str | None, key: str | None, user: str) -> None:
+    from app.cli.client import ServiceClient
+    from app.cli.conversation import Conversation
+    from app.cli.credential import credential
+    from app.cli.terminal import Terminal
+
+    settings = load_config().settings
+    address = service_url(settings, url)
+    async with ServiceClient(address, None) as stranger:
+        await stranger.get("/health/live")  # before a key is minted for nothing
+    async with (
+        credential(
+            settings,
+            key=key,
+            user=user,
+            remote=url is not None,
+            purpose="aprendiz chat",
+            scopes=("predict", "feedback", "read"),
+        ) as secret,
+        ServiceClient(address, secret) as client,
+    ):
+        conversation = Conversation(client, model=model)
+        if message is not None:
+            await _answer_once(conversation, message)
+        else:
+            await Terminal(conversation, address).run()
+
+
+async def _answer_once(conversation: Conversation, message: str) -> None:
+    from app.cli.output import visible_lines
+
+    # To a terminal only text may go; a file or a program gets the answer as it is.
+    clean = visible_lines if sys.stdout.isatty() else str
+    async for text in conversation.ask(message):
+        sys.stdout.write(clean(text))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
