@@ -29,6 +29,7 @@ from app.providers.process import Worker, new_log, spawn
 from app.providers.wire import WireClient
 
 _MAX_SOCKET_PATH_BYTES = 100
+_UNIX_SOCKETS = hasattr(socket, "AF_UNIX")
 _LOG_TAIL = 20
 
 logger = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ class Engine:
         """Starts a worker and waits until it is ready. On an error the caller tears down."""
         key = secrets.token_urlsafe(32)
         config = {**self._config, "api_key": key, "memory_mb": self._memory_mb}
-        if hasattr(socket, "AF_UNIX"):
+        if _UNIX_SOCKETS:
             self._socket = self._socket_path()
             config["socket"] = str(self._socket)
         else:

@@ -65,6 +65,8 @@ class WireClient:
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._lost = lost
+        self._waiting: set[asyncio.Timeout] = set()
+        self._responses: set[aiohttp.ClientResponse] = set()
         connector: aiohttp.BaseConnector
         if socket is not None:
             connector = aiohttp.UnixConnector(path=socket, limit=0, force_close=not keep_alive)
@@ -82,7 +84,13 @@ class WireClient:
         )
 
     async def aclose(self) -> None:
-        """Cuts every connection; what still streams ends with the ``lost`` error."""
+        """Cuts every connection; what still waits or streams ends with the ``lost`` error."""
+        # aiohttp closes the transports and leaves their readers waiting for ever; so each is told.
+        now = asyncio.get_running_loop().time()
+        for scope in tuple(self._waiting):
+            scope.reschedule(now)
+        for response in tuple(self._responses):
+            response.close()
         await self._session.close()
 
     async def stream_chat(self, body: Mapping[str, Any], *, path: str = "/v1/chat/completions") -> AsyncGenerator[Event, None]:
@@ -144,16 +152,15 @@ class WireClient:
         data = None if json is None else msgspec.json.encode(json)
         headers = {} if data is None else {"Content-Type": "application/json"}
         try:
-            async with self._session.request(
-                method, self._base_url + path, data=data, headers=headers, allow_redirects=False
-            ) as response:
-                try:
-                    if response.status != 200:
-                        raise await self._status_error(response)
-                    yield response
-                finally:
-                    if not response.content.is_eof():
-                        response.close()  # not release(): that would read on, and the other end would work on
+            response = await self._head(method, path, data, headers)
+            self._responses.add(response)
+            try:
+                if response.status != 200:
+                    raise await self._status_error(response)
+                yield response
+            finally:
+                self._responses.discard(response)
+                response.close()  # not release(): that would read on, and the other end would work on
         except TimeoutError as error:
             if self._session.closed:
                 raise self._lost() from error
@@ -164,6 +171,17 @@ class WireClient:
         except (aiohttp.ClientError, ValueError) as error:
             logger.warning("a model server sent bad HTTP", extra={"data": {"error": repr(error)[:_LOGGED_CHARACTERS]}})
             raise UpstreamError("The model provider sent an answer that is not HTTP.") from error
+
+    async def _head(self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Sends the request and waits for the head of the response; a scope that `aclose` ends."""
+        async with asyncio.timeout(None) as scope:
+            self._waiting.add(scope)
+            try:
+                return await self._session.request(
+                    method, self._base_url + path, data=data, headers=headers, allow_redirects=False
+                )
+            finally:
+                self._waiting.discard(scope)
 
     async def _whole(self, response: aiohttp.ClientResponse, *, limit: int = _MAX_WHOLE_BYTES) -> Any:
         raw = await _read_bounded(response, limit)
