@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Protocol
 
-from app.core.records import AuditRecord, InviteRecord, KeyRecord, SessionRecord, UserRecord
+from app.core.records import UNSET, AuditRecord, InviteRecord, KeyRecord, Rotation, SessionRecord, Unset, UserRecord
 from app.core.types import Role
-
-Rotation = Literal["rotated", "repeat", "reused", "gone"]
 
 
 class UserStore(Protocol):
@@ -31,7 +29,7 @@ class UserStore(Protocol):
         user_id: str,
         *,
         role: Role | None = None,
-        disabled_at: datetime | None = ...,
+        disabled_at: datetime | Unset | None = UNSET,
         password_hash: str | None = None,
         last_login_at: datetime | None = None,
     ) -> UserRecord | None: ...

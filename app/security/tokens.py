@@ -37,6 +37,8 @@ AUDIENCE = "aprendiz-api"
 MAX_TOKEN = 4096
 """Bytes of the longest credential that is looked at."""
 API_KEY_PREFIX = "apz_"
+SHOWN_CHARACTERS = 12
+"""First characters of an API key that are kept to tell keys apart; 35 random ones stay secret."""
 FEEDBACK_TOKEN_DAYS = 30
 
 _HEADER = {"alg": "HS256", "typ": "JWT"}
