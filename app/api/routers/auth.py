@@ -57,7 +57,7 @@ from app.security.edge import refuse_cross_site
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=StrictRoute)
 
 _FORM: Final = "application/x-www-form-urlencoded"
-_PROBLEM: Final = {"content": {"application/problem+json": {}}}
+_PROBLEM: Final[dict[str, Any]] = {"content": {"application/problem+json": {}}}
 
 
 async def own_site(connection: HTTPConnection) -> None:
@@ -153,8 +153,8 @@ async def token(request: Request, services: ServicesDep, address: ClientAddress)
 async def refresh(request: Request, response: Response, services: ServicesDep, address: ClientAddress) -> LoginOut:
     """Gives a fresh access cookie for the refresh cookie, and a fresh refresh cookie with it.
 
-    A refresh token is good once. Its immediate predecessor still gets an access cookie for ten seconds; any older one shown again
-    ends the session.
+    A refresh token is good once. Its immediate predecessor still gets an access cookie for ten seconds; an older one shown
+    again ends the session.
     """
     presented = _refresh_token(request, services)
     if presented is None:

@@ -1,4 +1,4 @@
-"""The bodies of ``/auth``: all bounded, unknown fields refused; what goes out is named field by field, never a record as it is."""
+"""The bodies of ``/auth``: bounded, unknown fields refused; what goes out is named field by field."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ MAX_PASSWORD_SENT = 512
 ID = Path(min_length=1, max_length=64, description="The id.")
 Username = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Secret = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PASSWORD_SENT)]
+_KEY_SCOPES: tuple[Scope, ...] = ("predict", "feedback", "read")
 _USER_ID = "01932c07-7b6c-7d2e-9f3a-2b1c0d9e8f7a"
 
 
@@ -67,16 +68,14 @@ class PasswordBody(In):
 class KeyBody(In):
     name: Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_NAME)] = Field(examples=["nightly report"])
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=4)] = Field(
-        default_factory=lambda: ["predict", "feedback", "read"], description="What the key may do.", examples=[["predict"]]
+        default_factory=lambda: list(_KEY_SCOPES), description="What the key may do.", examples=[["predict"]]
     )
     expires_in_days: Annotated[int, Field(ge=1, le=3650)] | None = Field(None, description="Life in days; null for no end.")
 
 
 class InviteBody(In):
     role: Role = Field("user", description="Role of the account that the invite makes.")
-    expires_in_hours: Annotated[int, Field(ge=1, le=8760)] | None = Field(
-        None, description="Life in hours; a setting unless told."
-    )
+    expires_in_hours: Annotated[int, Field(ge=1, le=8760)] | None = Field(None, description="Life in hours; else the setting.")
 
 
 class UserBody(In):
