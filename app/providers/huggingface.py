@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import importlib.util
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -17,8 +16,9 @@ from typing import Any
 
 from app.core.errors import ModelLoadFailed, UnknownModel
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
-from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel
-from app.providers.engine import Engine
+from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
+from app.providers.engine import Engine, Timings
+from app.providers.versions import version_info
 from app.providers.wire import chat_body
 
 _WORKER = "app.providers.workers.hf_worker"
@@ -31,9 +31,17 @@ _HUB_VARIABLES = (
 
 
 class HuggingFaceProvider(BaseLLMProvider):
-    """Opens models with transformers."""
+    """``hf/NAME``: a Hub name, a catalogue name, a folder or a GGUF file.
+
+    Args:
+        timings: when supervision acts; tests use shorter ones.
+    """
 
     name = "hf"
+
+    def __init__(self, context: ProviderContext, *, timings: Timings | None = None) -> None:
+        super().__init__(context)
+        self._timings = timings
 
     async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
         """See `BaseLLMProvider.open`. ``spec.model``: a catalogue name, a folder, a GGUF file or a Hub name."""
@@ -57,6 +65,7 @@ class HuggingFaceProvider(BaseLLMProvider):
             memory_mb=self.context.providers.engine_memory_mb,
             env={name: os.environ[name] for name in _HUB_VARIABLES if name in os.environ},
             on_state=on_state,
+            timings=self._timings,
         )
         await engine.start()
         return HuggingFaceModel(engine, spec, max_tokens=settings.max_tokens, temperature=settings.temperature)
@@ -111,15 +120,11 @@ class HuggingFaceModel(LoadedModel):
 
 
 def _version(spec: ModelSpec, facts: Mapping[str, Any]) -> VersionInfo:
-    parts = (spec.provider, facts["base_hash"], "", facts["template_hash"])
-    details = {name: facts[name] for name in ("device", "dtype", "revision") if facts.get(name)}
-    return VersionInfo(
-        id=hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16],
-        provider=spec.provider,
-        model=spec.model,
+    return version_info(
+        spec.provider,
+        spec.model,
         base_hash=facts["base_hash"],
-        adapter_hash=None,
         template_hash=facts["template_hash"],
         context_tokens=facts["context_tokens"],
-        details=details,
+        details={name: facts[name] for name in ("device", "dtype", "revision") if facts.get(name)},
     )

@@ -142,7 +142,7 @@ def converted(gguf: Path, cache: Path, digest: str, dtype: Any) -> Path:
 
 
 def _convert(gguf: Path, folder: Path, dtype: Any) -> None:
-    # Not `from_pretrained(gguf_file=...)`: that wants accelerate, and gives a model that calls itself quantised and refuses to be saved.
+    # Not `from_pretrained(gguf_file=...)`: it wants accelerate, and its model calls itself quantised and refuses to be saved.
     try:
         config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):

@@ -6,6 +6,8 @@ A model folder comes from strangers. It is read only if it can hold nothing but 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -22,9 +24,13 @@ _MOST_FILES = 10_000
 _MOST_JSON_BYTES = 64 << 20
 _PROGRAMS = frozenset({".py", ".pyc", ".pyo", ".so", ".dll", ".dylib", ".sh"})
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"})
-_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-_UNWANTED = ["*/*", "consolidated*", "training_args*"]
+_WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_UNWANTED = ("*/*", "consolidated*", "training_args*")
 _HUB_WAIT_S = 4.0
+_NO_HUB = (
+    "The model is not on this machine and no hub can be reached. Name a local folder or GGUF file, fetch a model with "
+    "`aprendiz models pull`, or connect this machine to a hub (HF_ENDPOINT names another one, HF_HOME a filled cache)."
+)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 
 
@@ -173,35 +179,29 @@ def from_hub(name: str, *, token: str | None) -> Source:
 
 
 def _download(name: str, token: str | None) -> Source:
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         info = HfApi(token=token).model_info(name, timeout=_HUB_WAIT_S)
         files = [sibling.rfilename for sibling in info.siblings or ()]
         if not any(file.endswith(".safetensors") and "/" not in file for file in files):
             raise LoadRefused("This model has no weights in the safetensors format; pickled weights are never loaded.")
+        wanted, unwanted = list(_WANTED), list(_UNWANTED)
         folder = Path(
-            snapshot_download(
-                name,
-                revision=info.sha,
-                token=token,
-                allow_patterns=_WANTED,
-                ignore_patterns=_UNWANTED,
-                etag_timeout=_HUB_WAIT_S,
-            )
+            snapshot_download(name, revision=info.sha, token=token, allow_patterns=wanted, ignore_patterns=unwanted)
         )
+    except LoadRefused:
+        raise
     except GatedRepoError:
         raise LoadRefused("The hub gives this model only to accounts that accepted its terms; set HF_TOKEN.") from None
     except RepositoryNotFoundError:
         raise LoadRefused("The hub has no model of this name, or it is private (then set HF_TOKEN).", unknown=True) from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
-        _log.warning("the hub cannot be reached: %r", error)
-        raise LoadRefused(
-            "The model is not on this machine and no hub can be reached. Name a local folder or GGUF file, fetch a model with "
-            "`aprendiz models pull`, or connect this machine to a hub (HF_ENDPOINT names another one, HF_HOME a filled cache)."
-        ) from None
+    except Exception as error:  # noqa: BLE001 (the client's own errors, those of two HTTP libraries and the system's: one outcome)
+        _log.warning("nothing came from the hub: %r", error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise LoadRefused("The disk is full; the model could not be downloaded.") from None
+        raise LoadRefused(_NO_HUB) from None
     check_folder(folder, root=folder.parent.parent)
     return Source(folder, is_gguf=False, revision=info.sha)
 
@@ -219,12 +219,10 @@ def _file_hash(path: Path, cache: Path) -> str:
     stat = path.stat()
     identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{stat.st_ctime_ns}\n{stat.st_ino}"
     note = cache / "hashes" / hashlib.sha256(identity.encode()).hexdigest()
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no note, or one that cannot be read: the file itself is there
         known = note.read_text()
         if re.fullmatch("[0-9a-f]{64}", known):
             return known
-    except FileNotFoundError:
-        pass
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:
