@@ -1,16 +1,23 @@
-"""What the tests of the pages share: Chromium, JavaScript without a page."""
+"""What the tests of the pages share: the real service, Chromium, JavaScript without a page."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
+import sqlite3
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+import httpx
 import pytest
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, async_playwright
+
+from tests.acceptance.harness import PASSWORD, ServiceProcess
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NODE = shutil.which("node")
@@ -66,3 +73,112 @@ def run_module() -> RunModule:
         return json.loads(done.stdout)
 
     return run
+
+
+@dataclass(slots=True)
+class Watch:
+    """What a page did that it should not have done."""
+
+    url: str
+    page: Page
+    errors: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    answered: list[int] = field(default_factory=list)
+
+    def start(self) -> Watch:
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
+        self.page.on("request", lambda request: self._asked(request.url))
+        self.page.on("dialog", self._dialog)
+        return self
+
+    def clean(self) -> None:
+        """Nothing wrong on the console (a script ran, the policy was broken, an error), and nobody else was asked."""
+        assert self.errors == []
+        assert self.foreign == []
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        refused = re.match(r"Failed to load resource: the server responded with a status of (\d+)", message.text)
+        if refused:
+            self.answered.append(int(refused[1]))
+        elif message.type in ("error", "warning"):
+            self.errors.append(f"{message.type}: {message.text}")
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith((f"{self.url}/", "data:", "blob:")):
+            self.foreign.append(url)
+
+    async def _dialog(self, dialog: Dialog) -> None:
+        self.errors.append(f"dialog: {dialog.message}")
+        await dialog.dismiss()
+
+
+@dataclass(slots=True)
+class Site:
+    """The real service, in a process of its own, with the echo provider."""
+
+    process: ServiceProcess
+    _admin: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return self.process.url
+
+    @property
+    def admin(self) -> dict[str, str]:
+        """Headers of an administrator; the first use takes the printed invite."""
+        if not self._admin:
+            self._admin = self.process.admin("root")
+        return self._admin
+
+    def user(self, name: str) -> str:
+        """A new account's name; its password is `PASSWORD`."""
+        invite = httpx.post(f"{self.url}/auth/invites", json={"role": "user"}, headers=self.admin, timeout=30)
+        assert invite.status_code == 201, invite.text
+        body = {"username": name, "password": PASSWORD, "invite": invite.json()["token"]}
+        answer = httpx.post(f"{self.url}/auth/register", json=body, timeout=30)
+        assert answer.status_code == 201, answer.text
+        return name
+
+    def model(self, name: str) -> None:
+        """Serves ``echo/name`` from now on."""
+        answer = httpx.post(f"{self.url}/model", json={"provider": "echo", "model": name}, headers=self.admin, timeout=30)
+        assert answer.status_code == 200, answer.text
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What the database holds."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.process.data / 'aprendiz.db'}?mode=ro", uri=True)) as database:
+            return database.execute(query).fetchall()
+
+    async def open(self, browser: Browser, path: str = "/login", **options: Any) -> tuple[Page, Watch]:
+        """A page of a new browser profile."""
+        context = await browser.new_context(**{"locale": "en-GB", "viewport": {"width": 1100, "height": 800}, **options})
+        context.set_default_timeout(15_000)
+        page = await context.new_page()
+        watch = Watch(self.url, page).start()
+        await page.goto(self.url + path)
+        return page, watch
+
+    async def enter(self, browser: Browser, name: str, **options: Any) -> tuple[Page, Watch]:
+        """A page where ``name``, a new user, has signed in and sees the chat."""
+        self.user(name)
+        page, watch = await self.open(browser, **options)
+        await sign_in(page, name)
+        await page.locator("#message").wait_for()
+        return page, watch
+
+
+async def sign_in(page: Page, name: str, password: str = PASSWORD) -> None:
+    """Fills in the sign-in form and sends it."""
+    await page.locator("#username").fill(name)
+    await page.locator("#password").fill(password)
+    await page.keyboard.press("Enter")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One service for all tests of a module."""
+    if CHROMIUM is None:
+        pytest.skip("There is no Chromium here (`apt-get install chromium`).")
+    with ServiceProcess(tmp_path_factory.mktemp("site")) as process:
+        yield Site(process)

@@ -20,7 +20,7 @@ export class SessionEnded extends Problem {
   }
 }
 
-const TITLES = { 400: 400, 401: 401, 403: 403, 404: 404, 409: 409, 413: 413, 422: 400, 429: 429, 502: 502, 503: 503, 504: 502 };
+const TITLES = { 400: 400, 408: 400, 414: 413, 415: 400, 401: 401, 403: 403, 404: 404, 409: 409, 413: 413, 422: 400, 429: 429, 502: 502, 503: 503, 504: 502, 507: 503 };
 
 /** A Problem from the problem+json object of a response or of a stream's `problem` event. */
 export function problemOf(status, body, wait = null) {

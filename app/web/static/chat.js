@@ -7,7 +7,7 @@ import { readEvents } from "./sse.js";
 import { forget, keep, restore } from "./store.js";
 import { TurnView } from "./turn.js";
 
-// The visible conversation goes along with each question, newest first, up to so many characters: a small context holds no more.
+// Where the page itself carries the history: newest turns first, up to so many characters. A small context holds no more.
 const HISTORY_CHARACTERS = 3000;
 const MODEL_POLL_MS = 2000;
 const MODEL_POLLS = 150;
@@ -17,11 +17,16 @@ const message = byId("message");
 const template = byId("turn");
 const atEnd = new StayAtEnd(byId("scroller"), byId("latest"));
 
-/** The page's state: one object, made by `start`. */
-const chat = { user: null, turns: [], views: [], running: null };
+/**
+ * The page's state. `conversation`: its id, from which the service recalls the earlier turns; null before the first answer.
+ * `forked`: what is on the page differs from what the service would recall (an answer was generated anew), so that the page
+ * sends the turns along itself.
+ */
+const chat = { user: null, conversation: null, forked: false, turns: [], views: [], running: null };
 
 function remember() {
-  keep({ user: chat.user, draft: message.value, turns: chat.turns });
+  const { user, conversation, forked, turns } = chat;
+  keep({ user, conversation, forked, turns, draft: message.value });
 }
 
 function goToLogin() {
@@ -84,6 +89,11 @@ function submit() {
 async function ask(turn) {
   if (chat.running !== null) return;
   const view = chat.views[chat.turns.indexOf(turn)];
+  if (turn.state === "done") {
+    // Another answer to the first question is simply a new conversation; later on, only the page knows which answer stands.
+    if (chat.turns[0] === turn) chat.conversation = null;
+    else chat.forked = true;
+  }
   for (const key of Object.keys(turn)) if (key !== "prompt") delete turn[key];
   Object.assign(turn, { text: "", state: "streaming" });
   const stopper = new AbortController();
@@ -124,8 +134,22 @@ function failed(turn, error) {
   }
 }
 
+async function reach(turn, signal) {
+  const options = (asked) => ({ method: "POST", signal, body: { ...asked, stream: true } });
+  if (!chat.forked) {
+    try {
+      return await call("/predict", options({ prompt: turn.prompt, conversation_id: chat.conversation ?? "new" }));
+    } catch (error) {
+      if (!(error instanceof Problem) || error.field !== "conversation_id") throw error;
+      // Deleted meanwhile (in another tab, say): the page still has the turns.
+      chat.forked = true;
+    }
+  }
+  return call("/predict", options({ messages: messagesFor(turn) }));
+}
+
 async function stream(turn, view, signal) {
-  const response = await call("/predict", { method: "POST", signal, body: { messages: messagesFor(turn), stream: true } });
+  const response = await reach(turn, signal);
   for await (const { event, data } of readEvents(response.body)) {
     const body = JSON.parse(data);
     if (event === "delta") {
@@ -135,6 +159,7 @@ async function stream(turn, view, signal) {
       throw problemOf(body.status, body);
     } else if (event === "done") {
       finish(turn, body);
+      if (!chat.forked && chat.turns.includes(turn)) chat.conversation = body.conversation_id ?? null;
       return;
     }
   }
@@ -183,8 +208,7 @@ async function signOut() {
 
 function newChat() {
   chat.running?.abort();
-  chat.turns = [];
-  chat.views = [];
+  Object.assign(chat, { conversation: null, forked: false, turns: [], views: [] });
   byId("turns").replaceChildren();
   arrange();
   remember();
@@ -237,6 +261,8 @@ async function start() {
   byId("who").textContent = me.username;
   byId("who").title = t("signed_in_as", { name: me.username });
   listen();
+  chat.conversation = kept?.conversation ?? null;
+  chat.forked = kept?.forked === true;
   for (const turn of kept?.turns ?? []) {
     if (turn.state === "streaming") turn.state = "stopped";
     chat.turns.push(turn);

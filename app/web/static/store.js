@@ -14,7 +14,7 @@ function read() {
   }
 }
 
-/** Remembers `{user, draft, conversation, turns}`. */
+/** Remembers `{user, draft, turns, ...}`, the newest turns only. */
 export function keep(state) {
   try {
     sessionStorage.setItem(KEY, JSON.stringify({ ...state, turns: state.turns.slice(-MAX_TURNS) }));
