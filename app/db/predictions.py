@@ -48,7 +48,7 @@ class Predictions:
             .where(
                 predictions.c.conversation_id == conversation_id, predictions.c.user_id == user_id, predictions.c.status == "ok"
             )
-            .order_by(predictions.c.id.desc())
+            .order_by(predictions.c.created_at.desc(), predictions.c.id.desc())
             .limit(limit)
         )
         newest_first = await self._database.read(lambda connection: records_of(PredictionRecord, connection.execute(query)))
