@@ -138,5 +138,5 @@ def _request_id(scope: Scope) -> str:
     """The caller's X-Request-ID where it is harmless and alone, else a new one."""
     given = [value for name, value in scope["headers"] if name == REQUEST_ID]
     if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
-        return given[0].decode("ascii")
+        return str(given[0], "ascii")
     return uuid7()

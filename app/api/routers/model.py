@@ -153,16 +153,21 @@ async def rollback_version(services: ServicesDep, principal: AdminPrincipal) -> 
 
 
 def _safe_model(name: str, models_dir: Path) -> str:
-    """The name itself; a path must lead into the models folder, symbolic links followed. Raises InvalidRequest."""
+    """The name itself, or for a path its absolute form, which must lie in the models folder, links followed.
+
+    Raises:
+        InvalidRequest: no name, or a path to elsewhere.
+    """
     check_model_name(name, field="model")
-    if name.startswith(("/", ".")) or name.count("/") > 1:
-        folder = models_dir.resolve()
-        if not (folder / name).resolve().is_relative_to(folder):
-            raise InvalidRequest(
-                "A path must lie in the folder `models` of the data directory; else send a catalogue or Hub name.",
-                field="model",
-            )
-    return name
+    if not (name.startswith(("/", ".")) or name.endswith(".gguf") or name.count("/") > 1):
+        return name
+    folder = models_dir.resolve()
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder):
+        raise InvalidRequest(
+            "A path must lie in the folder `models` of the data directory; else send a catalogue or Hub name.", field="model"
+        )
+    return str(path)
 
 
 def _model_out(services: Services, principal: Principal) -> ModelOut:

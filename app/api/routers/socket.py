@@ -1,14 +1,15 @@
 """``/predict/ws``: the messages of ``POST /predict`` over a WebSocket, one answer at a time, many per connection.
 
-Text frames with a `PredictBody` come in; ``{"event": "delta" | "done" | "problem", "data": {...}}`` go out; ``{"cancel": true}``
-ends the running answer, whose ``done`` then says ``cancelled``. The origin of the handshake is checked by CrossSiteGuard. The socket
-ends by itself when it is idle, when its session ends, and when the service shuts down.
+A `PredictBody` comes in as a text frame; frames ``{"event": "delta" | "done" | "problem", "data": {...}}`` go out.
+``{"cancel": true}`` ends the running answer, whose ``done`` then says ``cancelled``. CrossSiteGuard checks the handshake's
+origin. The socket ends by itself when it is idle, when its session ends, and when the service shuts down.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -37,6 +38,7 @@ GOING_AWAY: Final = 1001
 POLICY: Final = 1008
 RESTART: Final = 1012
 _MAX_WAITING_FRAMES: Final = 4
+_IS_CANCEL = re.compile(r'\s{0,16}\{\s{0,16}"cancel"')
 _CANCEL = msgspec.json.Decoder(CancelBody)
 _encode = msgspec.json.Encoder().encode
 
@@ -114,9 +116,9 @@ class _Session:
             text = frame.get("text")
             if text is None:
                 raise InvalidRequest("Send text frames.", field="body")
-            if text.lstrip().startswith('{"cancel"'):
-                decode(text, _CANCEL)
-                await self._cancel()
+            if _IS_CANCEL.match(text):
+                if decode(text, _CANCEL).cancel:
+                    await self._cancel()
                 return
             await count_call(self._services, self._connection, self._principal)
             if self._busy:
@@ -137,7 +139,7 @@ class _Session:
             except asyncio.CancelledError:
                 await self._emit_cancelled(generation)
                 raise
-        except ReaderTooSlow:
+        except (ReaderTooSlow, OSError):  # uvicorn's word for a client that has left is an OSError
             self._inbox.end()
         except Exception as error:  # noqa: BLE001  # the socket stays: whatever it is, it is told
             log_failure(error)

@@ -1,0 +1,255 @@
+"""The composition root: builds everything in order, closes it in reverse, and owns nothing.
+
+``app.main:app`` works for any ASGI server; it is made on first use, by the module's ``__getattr__``: importing does nothing.
+`serve` is the way that bounds connections and drains on SIGTERM; ``python -m app.main`` and ``aprendiz serve`` use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from app import __version__
+from app.api import openapi, problems, server
+from app.api.deps import Services
+from app.api.middleware import ApiRateLimit, RequestContext
+from app.api.routers import auth, conversations, feedback, health, model, predict, socket
+from app.core import config
+from app.core.errors import AprendizError
+from app.core.logging import configure
+from app.core.metrics import Metrics
+from app.core.settings import Server, Settings
+from app.db.audit import Audit
+from app.db.conversations import Conversations
+from app.db.database import open_database
+from app.db.feedback import Feedback
+from app.db.invites import Invites
+from app.db.keys import Keys
+from app.db.predictions import Predictions
+from app.db.sessions import Sessions
+from app.db.users import Users
+from app.db.versions import Aliases, Versions
+from app.memory.conversations import ConversationMemory
+from app.models.local import Resolver
+from app.models.model_manager import ModelManager
+from app.models.stores import ModelStores
+from app.providers.base import ProviderContext
+from app.providers.registry import ProviderRegistry
+from app.security.accounts import Accounts
+from app.security.auth import Authenticator
+from app.security.desk import Desk
+from app.security.edge import CrossSiteGuard, RequestBounds, SecurityHeaders, TrustedHost
+from app.security.passwords import Passwords
+from app.security.rate_limit import RateLimiter
+from app.security.tokens import SessionTokens
+from app.web import pages
+
+_WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not bound to
+
+
+def create_app(settings: Settings, *, announce: Callable[[str], None] | None = None) -> FastAPI:
+    """The whole service as one ASGI app; nothing is opened before its lifespan starts.
+
+    Args:
+        settings: with a secret key, see `app.core.config.with_secret_key`.
+        announce: takes the lines for the operator (address, first invite); standard output unless told.
+    """
+    metrics = Metrics()
+    templates: dict[Any, str] = {}
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            services = await build(settings, metrics, stack)
+            app.state.services = services
+            await _announce(services, announce or _print)
+            yield
+
+    app = FastAPI(
+        title="Aprendiz",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        middleware=_middleware(settings.server, metrics, templates),
+    )
+    problems.register(app)
+    app.router.routes.extend([predict.route(), socket.route()])
+    for module in (auth, feedback, model, conversations, health, openapi):
+        app.include_router(module.router)
+    app.router.routes.extend(pages.routes())
+    openapi.install(app)
+    templates.update(openapi.templates(app))
+    return app
+
+
+async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExitStack) -> Services:
+    """Opens everything, bottom up; ``stack`` closes it in reverse."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    database = open_database(settings, metrics)
+    await database.open()
+    stack.push_async_callback(database.aclose)
+    users, sessions, keys = Users(database), Sessions(database), Keys(database)
+    invites, audit, conversations = Invites(database), Audit(database), Conversations(database)
+    predictions, versions, aliases = Predictions(database), Versions(database), Aliases(database)
+    tokens = SessionTokens(settings.security)
+    authenticator = Authenticator(settings, tokens=tokens, users=users, sessions=sessions, keys=keys)
+    limiter = RateLimiter(settings.rate_limits)
+    passwords = Passwords()
+    stack.callback(passwords.close)
+    desk = Desk(
+        settings=settings.security,
+        users=users,
+        invites=invites,
+        sessions=sessions,
+        keys=keys,
+        audit=audit,
+        passwords=passwords,
+        tokens=tokens,
+        authenticator=authenticator,
+        limiter=limiter,
+        metrics=metrics,
+    )
+    models = ModelManager(
+        settings.model,
+        providers=_providers(settings, stack),
+        stores=ModelStores(predictions, versions, aliases, audit),
+        metrics=metrics,
+    )
+    stack.push_async_callback(models.aclose)
+    await models.start()
+    return Services(
+        settings=settings,
+        metrics=metrics,
+        database=database,
+        users=users,
+        invites=invites,
+        sessions=sessions,
+        keys=keys,
+        predictions=predictions,
+        feedback=Feedback(database),
+        conversations=conversations,
+        versions=versions,
+        aliases=aliases,
+        audit=audit,
+        authenticator=authenticator,
+        accounts=Accounts(desk),
+        limiter=limiter,
+        models=models,
+        memory=ConversationMemory(conversations, predictions, settings.memory),
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Serves until a signal. Raises ConfigurationError where the address cannot be bound."""
+    server.run(create_app, settings)
+
+
+def address_of(settings: Settings) -> str:
+    """Where people reach the service: ``public_url``, or made from host and port."""
+    if settings.server.public_url:
+        return settings.server.public_url.rstrip("/")
+    host = settings.server.host
+    if host in _WILDCARDS:
+        host = "127.0.0.1"
+    return f"http://[{host}]:{settings.server.port}" if ":" in host else f"http://{host}:{settings.server.port}"
+
+
+def main() -> int:
+    """Loads the configuration and serves; returns the exit code."""
+    try:
+        settings = config.with_secret_key(config.load()).settings
+        configure(settings.logging)
+        serve(settings)
+    except AprendizError as error:
+        sys.stderr.write(f"{error.detail}\n")
+        return 1
+    return 0
+
+
+def _middleware(edge: Server, metrics: Metrics, templates: dict[Any, str]) -> list[Middleware]:
+    """Outermost first; see `app.api.middleware`."""
+    hosts = edge.trusted_hosts if edge.host in _WILDCARDS else (*edge.trusted_hosts, _host(edge.host))
+    named = edge.model_copy(update={"trusted_hosts": hosts})
+    found = [
+        Middleware(RequestContext, metrics=metrics, server=edge, templates=templates),
+        Middleware(SecurityHeaders, edge),
+        Middleware(problems.Problems),
+        Middleware(TrustedHost, named, respond=problems.respond),
+        Middleware(RequestBounds, edge, respond=problems.respond),
+    ]
+    if edge.cors_origins:
+        found.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=edge.cors_origins,
+                allow_methods=("GET", "POST", "DELETE", "PATCH"),
+                allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-API-Key", "X-Request-ID"),
+                expose_headers=("X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", "Idempotent-Replayed"),
+            )
+        )
+    found += [Middleware(CrossSiteGuard, edge, respond=problems.respond), Middleware(ApiRateLimit, server=edge)]
+    return found
+
+
+def _providers(settings: Settings, stack: contextlib.AsyncExitStack) -> ProviderRegistry:
+    models_dir = settings.data_dir / "models"
+    models_dir.mkdir(exist_ok=True, mode=0o700)
+    # Not in the data directory: the path of a Unix socket may have 107 bytes, and that one may be anywhere.
+    runtime_dir = Path(tempfile.mkdtemp(prefix="aprendiz-"))
+    stack.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
+    context = ProviderContext(
+        model=settings.model,
+        providers=settings.providers,
+        models_dir=models_dir,
+        runtime_dir=runtime_dir,
+        resolve=Resolver(models_dir),
+    )
+    return ProviderRegistry(context, settings.providers.allowed)
+
+
+async def _announce(services: Services, say: Callable[[str], None]) -> None:
+    address = address_of(services.settings)
+    say(f"Aprendiz {__version__} listens on {address}")
+    invite = await services.accounts.first_run_invite()
+    if invite is not None:
+        say(f"There is no admin yet. Become one here (once, within {services.settings.security.invite_hours} hours):")
+        say(f"{address}/setup#invite={invite}")
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+@functools.cache
+def _default_app() -> FastAPI:
+    settings = config.with_secret_key(config.load()).settings
+    configure(settings.logging)
+    return create_app(settings)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return _default_app()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
