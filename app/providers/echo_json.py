@@ -22,7 +22,10 @@ def smallest_json(response_format: Mapping[str, Any], text: str) -> str:
         wrapper = response_format.get("json_schema")
         schema = wrapper.get("schema") if isinstance(wrapper, Mapping) else None
         if isinstance(schema, Mapping):
-            return json.dumps(_Builder(schema, text).build(schema, 0), ensure_ascii=False)
+            try:
+                return json.dumps(_Builder(schema, text).build(schema, 0), ensure_ascii=False, allow_nan=False)
+            except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+                raise InvalidRequest("The JSON schema is not valid.", field="response_format") from error
     return json.dumps({"echo": text}, ensure_ascii=False)
 
 
@@ -55,8 +58,10 @@ class _Builder:
             kind = kind[0] if kind else "null"
         match kind:
             case "object":
-                properties = schema.get("properties", {})
-                return {name: self.build(properties.get(name), depth + 1) for name in schema.get("required", ())}
+                properties, required = schema.get("properties", {}), schema.get("required", [])
+                if not isinstance(required, list):
+                    raise TypeError("required is not a list")
+                return {name: self.build(properties.get(name), depth + 1) for name in required}
             case "array":
                 count = min(int(schema.get("minItems", 0)), _MAX_ITEMS)
                 return [self.build(schema.get("items"), depth + 1) for _ in range(count)]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
@@ -155,9 +155,10 @@ class WireClient:
             response = await self._head(method, path, data, headers)
             self._responses.add(response)
             try:
-                if response.status != 200:
-                    raise await self._status_error(response)
-                yield response
+                with _ended_with_connection(response):
+                    if response.status != 200:
+                        raise await self._status_error(response)
+                    yield response
             finally:
                 self._responses.discard(response)
                 response.close()  # not release(): that would read on, and the other end would work on
@@ -244,6 +245,39 @@ def chat_body(request: GenerationRequest, *, max_tokens: int, temperature: float
     }
     body.update(sampling_fields(request.sampling))
     return body
+
+
+@contextmanager
+def _ended_with_connection(response: aiohttp.ClientResponse) -> Iterator[None]:
+    """Ends the body when its connection is gone.
+
+    aiohttp leaves the reader waiting, without even the read timeout, where broken chunking made it close the connection.
+    """
+    content = response.content
+    protocol = None if response.connection is None else response.connection.protocol
+    closed = None if protocol is None else protocol.closed
+
+    def end(future: asyncio.Future[None]) -> None:
+        _seen(future)
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection ended within the body"))
+
+    if closed is None:
+        yield
+        return
+    closed.add_done_callback(end)
+    try:
+        yield
+    finally:
+        closed.remove_done_callback(end)
+        closed.remove_done_callback(_seen)  # once is enough for a connection that serves many requests
+        closed.add_done_callback(_seen)
+
+
+def _seen(future: asyncio.Future[None]) -> None:
+    """Looks at the exception, so that the loop does not complain of one that nobody saw."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -1,0 +1,110 @@
+"""Which providers there are, and what is said of those that are not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.errors import ConfigurationError, UnknownModel
+from app.core.types import ModelSpec
+from app.providers.base import BaseLLMProvider, LoadedModel, ProviderContext
+from app.providers.echo import EchoProvider
+from app.providers.registry import ProviderRegistry, check_provider
+
+MakeContext = Callable[..., ProviderContext]
+
+
+class Other(BaseLLMProvider):
+    name = "other"
+
+    async def open(self, spec: ModelSpec, *, on_state: Any) -> LoadedModel:
+        raise NotImplementedError
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *entries: tuple[str, str]) -> None:
+    """Stands for installed distributions that bring these entry points."""
+    points = [importlib.metadata.EntryPoint(name, value, "aprendiz.providers") for name, value in entries]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: points)
+
+
+def test_one_instance_a_name(make_context: MakeContext) -> None:
+    registry = ProviderRegistry(make_context(), ["echo", "llamacpp"])
+    assert isinstance(registry.get("echo"), EchoProvider)
+    assert registry.get("echo") is registry.get("echo")
+    assert registry.names() == ["echo", "llamacpp"]
+
+
+@pytest.mark.parametrize("name", ["openai", "claude", "", "../x", "x" * 10_000])
+def test_unknown_name_says_what_there_is(make_context: MakeContext, name: str) -> None:
+    with pytest.raises(UnknownModel, match="available: echo, llamacpp") as caught:
+        ProviderRegistry(make_context(), ["llamacpp", "echo"]).get(name)
+    assert len(caught.value.detail) < 300
+
+
+def test_known_and_not_allowed(make_context: MakeContext) -> None:
+    with pytest.raises(UnknownModel, match=r"not allowed by the setting providers\.allowed; available: echo"):
+        ProviderRegistry(make_context(), ["echo"]).get("llamacpp")
+
+
+def test_plug_in_by_entry_point(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ("other", f"{__name__}:Other"))
+    registry = ProviderRegistry(make_context(), ["other", "echo"])
+    assert isinstance(registry.get("other"), Other)
+    with pytest.raises(UnknownModel, match="not allowed"):
+        ProviderRegistry(make_context(), ["echo"]).get("other")
+
+
+def test_stranger_cannot_take_a_name_of_ours(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ("echo", f"{__name__}:Other"))
+    assert isinstance(ProviderRegistry(make_context(), ["echo"]).get("echo"), EchoProvider)
+
+
+def test_missing_parts_say_what_to_install(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ("gone", "no_such_module:Provider"))
+    with pytest.raises(UnknownModel, match="not installed completely"):
+        ProviderRegistry(make_context(), ["gone"]).get("gone")
+
+
+class NoName(Other):
+    name = "x"
+
+
+class Synchronous(BaseLLMProvider):
+    name = "other"
+
+    def open(self, spec: ModelSpec, *, on_state: Any) -> Any:
+        raise NotImplementedError
+
+
+class Positional(BaseLLMProvider):
+    name = "other"
+
+    async def open(self, spec: ModelSpec) -> LoadedModel:  # type: ignore[override]
+        raise NotImplementedError
+
+
+class Incomplete(BaseLLMProvider):
+    name = "other"
+
+
+@pytest.mark.parametrize("candidate", [object, "text", Other.open, NoName, Synchronous, Positional, Incomplete])
+def test_what_is_no_provider_is_refused(candidate: Any) -> None:
+    with pytest.raises(ConfigurationError, match="does not fulfil the contract"):
+        check_provider("other", candidate)
+
+
+def test_looking_up_providers_imports_no_engine(tmp_path: Path) -> None:
+    program = (
+        "import sys, json, app.providers.registry as r\n"
+        "from app.providers import llamacpp, echo, contract, engine\n"
+        "print(json.dumps([m for m in ('torch', 'transformers', 'gguf', 'xllamacpp') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
