@@ -236,7 +236,7 @@ def _integrity(path: Path) -> Check:
     from contextlib import closing
 
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as error:
         return Check("integrity", "fail", f"{type(error).__name__}: {error}", "Restore a backup: aprendiz db restore.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from app.cli.context import load_config, quiet_logs
-from app.cli.output import confirm, data, say, visible
+from app.cli.output import confirm, data, say, visible, when
 
 app = typer.Typer(help="The database: upgrade, back up, restore.", no_args_is_help=True)
 
@@ -43,11 +43,12 @@ def restore_backup(
     yes: bool = typer.Option(False, "--yes", help="Do not ask."),
 ) -> None:
     """Put a backup in the place of the database. Stop the service first; the replaced database is kept aside."""
-    from app.db.backup import restore
+    from app.db.backup import restore, verify
 
     quiet_logs()
     settings = load_config().settings
-    confirm(f"Replace the database in {visible(settings.data_dir)} by {visible(source)}?", yes=yes)
+    found = verify(source)
+    confirm(f"Replace the database in {visible(settings.data_dir)} by the backup of {when(found.created_at)} UTC?", yes=yes)
     info = restore(settings, source)
     say(f"Restored {info.path}.")
     if info.replaced is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -77,7 +78,7 @@ def _print(checks: list[Check]) -> None:
 
 def _service(config: Config, deep: bool) -> Iterator[Check]:
     from app.cli.checks import Check, port_is_taken
-    from app.core.errors import AprendizError
+    from app.core.errors import AprendizError, UpstreamError
 
     settings = config.settings
     address = service_url(settings, None)
@@ -85,16 +86,18 @@ def _service(config: Config, deep: bool) -> Iterator[Check]:
         yield Check("service", "ok", f"not running; {address} is free")
         return
     try:
-        asyncio.run(_get(address, "/health/live"))
+        live = asyncio.run(_get(address, "/health/live"))
+        if not isinstance(live, dict) or live.get("live") is not True:
+            raise UpstreamError
     except AprendizError:
         yield Check(
             "service", "fail", f"another program listens at {address}", "Stop it, or choose another port with server.port."
         )
         return
-    try:
-        asyncio.run(_get(address, "/health/ready"))
-    except AprendizError as error:
-        yield Check("service", "warn", f"runs at {address} but is not ready: {error.detail}", "Look at its log.")
+    ready = asyncio.run(_get(address, "/health/ready"))
+    reasons = [str(item.get("detail")) for item in ready.get("checks", {}).values() if not item.get("ok")]
+    if reasons:
+        yield Check("service", "warn", visible(f"runs at {address}, not ready: {' '.join(reasons)}"), "Look at its log.")
         return
     yield Check("service", "ok", f"ready at {address}")
 
@@ -103,36 +106,45 @@ async def _get(address: str, path: str) -> Any:
     from app.cli.client import ServiceClient
 
     async with ServiceClient(address, None) as client:
-        return await client.get(path)
+        return await client.get(path, accept=503)
 
 
 def _model(config: Config, deep: bool) -> Iterator[Check]:
-    from app.cli.checks import Check, gigabytes
-    from app.models.pull import resolve
+    from app.cli.checks import Check
 
     model = config.settings.model
     name = f"{model.provider}/{model.model}"
     if model.provider == "llamacpp":
-        path = resolve(model.model, config.settings.data_dir / "models")
-        if path is None:
-            yield Check("model", "fail", f"{name} is not here", f"aprendiz models pull {model.model}")
-            return
-        yield Check("model", "ok", f"{name}, {gigabytes(path.stat().st_size)}")
+        yield _local_model(name, model.model, config.settings.data_dir / "models", deep=deep)
     else:
         yield Check("model", "ok", f"{name} (not a file of ours: --deep tries it)")
     if deep:
         yield asyncio.run(_ask(config.settings))
 
 
+def _local_model(label: str, name: str, models_dir: Path, *, deep: bool) -> Check:
+    """A model that should lie on this disk. Only ``deep`` reads it all to check its hash."""
+    from app.cli.checks import Check, gigabytes
+    from app.models.local import list_models, resolve
+
+    manifest = next((item for item in list_models(models_dir) if item.name == name), None)
+    if manifest is not None and not deep:
+        return Check("model", "ok", f"{label}, {gigabytes(manifest.bytes)} (--deep checks its SHA-256)")
+    path = resolve(name, models_dir)
+    if path is None:
+        return Check("model", "fail", f"{label} is not here", f"aprendiz models pull {visible(name)}")
+    checked = "SHA-256 as it was pulled" if manifest is not None else "a file of yours, no SHA-256 known"
+    return Check("model", "ok", f"{label}, {checked}")
+
+
 async def _ask(settings: Settings) -> Check:
     """Starts an engine of its own, asks one question, and ends it."""
     import tempfile
     import time
-    from pathlib import Path
 
     from app.cli.checks import Check
     from app.core.types import GenerationRequest, Message, ModelSpec, Sampling, fold
-    from app.models.pull import resolve
+    from app.models.local import resolve
     from app.providers.base import ProviderContext
     from app.providers.registry import ProviderRegistry
 

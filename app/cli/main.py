@@ -56,7 +56,10 @@ def main() -> None:
     from app.core.errors import AprendizError
 
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a reader that has left can still be met
     except AprendizError as error:
         say(f"aprendiz: {error.detail}")
         sys.exit(EXIT_FAILURE)

@@ -6,20 +6,158 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from app.cli.context import load_config, quiet_logs, service_url
-from app.cli.output import EXIT_USAGE, emit_json, say, visible
+from app.cli.output import EXIT_USAGE, data, emit_json, say, stderr_console, table, visible
 
 if TYPE_CHECKING:
-    pass
+    from pathlib import Path
+
+    from app.core.settings import Settings
+    from app.models.local import Progress
+    from app.models.pull import Pulled
 
 app = typer.Typer(help="Models: list, pull, load, reload.", no_args_is_help=True)
 
 URL = typer.Option(None, "--url", help="Address of the service; unless told, this machine's, from the settings.")
 KEY = typer.Option(None, "--key", help="An admin's API key; better given as APRENDIZ_API_KEY.")
+
+_WORDS = {
+    "wait": "another process fetches it; waiting",
+    "download": "downloading",
+    "unpack": "unpacking",
+    "copy": "copying",
+    "verify": "checking the SHA-256",
+    "done": "done",
+}
+
+
+@app.command("list")
+def list_models(as_json: bool = typer.Option(False, "--json", help="JSON instead of a table.")) -> None:
+    """List the models that are here, and those that `models pull` knows by name."""
+    from app.models.catalogue import catalogue
+    from app.models.local import list_models as installed
+
+    here = {item.name: item for item in installed(load_config().settings.data_dir / "models")}
+    known = catalogue()
+    found: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "here": name in here,
+            "bytes": here[name].bytes if name in here else known[name].bytes,
+            "sha256": here[name].sha256 if name in here else known[name].sha256,
+            "licence": (here[name].licence if name in here else known[name].licence) or "",
+            "source": here[name].source if name in here else f"package:{known[name].package}",
+        }
+        for name in sorted({*here, *known})
+    ]
+    if as_json:
+        emit_json(found)
+        return
+    rows = (
+        (item["name"], "here" if item["here"] else "can be pulled", megabytes(item["bytes"]), item["licence"], item["source"])
+        for item in found
+    )
+    table(("NAME", "STATE", "SIZE", "LICENCE", "SOURCE"), rows)
+
+
+@app.command("pull")
+def pull_model(
+    what: str = typer.Argument(
+        "", help="A catalogue name, a GGUF file, a folder, owner/name of a hub, or an https:// address."
+    ),
+    name: str | None = typer.Option(None, "--name", help="What to call it here."),
+    sha256: str | None = typer.Option(None, "--sha256", help="What the file's hash must be; needed for an address."),
+    configured: bool = typer.Option(False, "--configured", help="The model of the settings, if it is one of the catalogue."),
+) -> None:
+    """Fetch a model, check its SHA-256, and print its path. A download that broke off goes on where it stopped."""
+    from app.models.pull import pull
+
+    quiet_logs()
+    settings = load_config().settings
+    if configured:
+        pull_configured(settings)
+        return
+    if not what:
+        say("Name a model; `aprendiz models list` shows those that are known.")
+        raise typer.Exit(EXIT_USAGE)
+    with _progress(what) as tell:
+        pulled = pull(what, _models_dir(settings), tell, name=name, sha256=sha256)
+    _tell_pulled(pulled)
+    data(str(pulled.path))
+
+
+def pull_configured(settings: Settings) -> None:
+    """Fetches the model that the settings name, where the catalogue has it and it is not here; else does and says nothing."""
+    from app.models.catalogue import catalogue
+    from app.models.local import list_models as installed
+    from app.models.pull import pull
+
+    wanted = settings.model.model
+    if settings.model.provider != "llamacpp" or wanted not in catalogue():
+        return
+    # Its hash is checked when it is loaded; here only a missing model costs time.
+    if any(item.name == wanted for item in installed(settings.data_dir / "models")):
+        return
+    with _progress(wanted) as tell:
+        pulled = pull(wanted, _models_dir(settings), tell)
+    _tell_pulled(pulled)
+
+
+def _models_dir(settings: Settings) -> Path:
+    folder = settings.data_dir / "models"
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True, mode=0o700)
+    return folder
+
+
+def _tell_pulled(pulled: Pulled) -> None:
+    manifest = pulled.manifest
+    licence = f", licence {manifest.licence}" if manifest.licence else ""
+    state = "is here" if pulled.fresh else "was here already"
+    say(f"{visible(pulled.name)} {state}: {megabytes(manifest.bytes)}, SHA-256 checked{licence}.")
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere one line for each phase."""
+    if not sys.stderr.isatty():
+        yield _lines(label)
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr_console(), transient=True) as bar:
+        task = bar.add_task(visible(label), total=None)
+
+        def tell(done: int, total: int | None, phase: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{visible(label)}: {_WORDS.get(phase, phase)}")
+
+        yield tell
+
+
+def _lines(label: str) -> Progress:
+    last = ""
+
+    def tell(done: int, total: int | None, phase: str) -> None:
+        nonlocal last
+        if phase != last:
+            last = phase
+            size = f" ({megabytes(total)})" if total and phase == "download" else ""
+            say(f"{visible(label)}: {_WORDS.get(phase, phase)}{size}")
+
+    return tell
+
+
+def megabytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
 
 
 @app.command()

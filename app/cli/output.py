@@ -71,7 +71,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     view = Table(*columns, box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, show_edge=False)
     for row in rows:
         view.add_row(*(cell if isinstance(cell, Text) else Text(visible(cell)) for cell in row))
-    stdout_console().print(view)
+    console = stdout_console()
+    if console.is_terminal:
+        console.print(view)
+        return
+    with console.capture() as text:
+        console.print(view)
+    data("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 def when(moment: datetime | None) -> str:

@@ -22,7 +22,6 @@ def serve(
         from app.cli.models import pull_configured
 
         pull_configured(loaded.settings)
-    from app.api.server import run
-    from app.main import create_app
+    from app import main
 
-    run(create_app, loaded.settings)
+    main.serve(loaded.settings)
