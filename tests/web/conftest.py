@@ -15,12 +15,14 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, async_playwright
 
-from tests.acceptance.harness import PASSWORD, ServiceProcess
+from tests.acceptance.harness import ServiceProcess
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NODE = shutil.which("node")
+PASSWORD = "quiet lantern over seven hills"
 
 ARGUMENTS = [
     "--headless",
@@ -37,7 +39,7 @@ ARGUMENTS = [
 RunModule = Callable[[str, str, Any], Any]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """A Chromium that can reach nothing but this machine."""
     if CHROMIUM is None:
@@ -75,7 +77,7 @@ def run_module() -> RunModule:
     return run
 
 
-@dataclass(slots=True)
+@dataclass
 class Watch:
     """What a page did that it should not have done."""
 
@@ -119,6 +121,7 @@ class Site:
 
     process: ServiceProcess
     _admin: dict[str, str] = field(default_factory=dict)
+    _model: str = "echo"
 
     @property
     def url(self) -> str:
@@ -128,20 +131,31 @@ class Site:
     def admin(self) -> dict[str, str]:
         """Headers of an administrator; the first use takes the printed invite."""
         if not self._admin:
-            self._admin = self.process.admin("root")
+            self.register("root", self.process.invite())
+            body = {"username": "root", "password": PASSWORD}
+            answer = httpx.post(f"{self.url}/auth/token", json=body, timeout=30)
+            assert answer.status_code == 200, answer.text
+            self._admin = {"Authorization": f"Bearer {answer.json()['access_token']}"}
         return self._admin
 
-    def user(self, name: str) -> str:
-        """A new account's name; its password is `PASSWORD`."""
-        invite = httpx.post(f"{self.url}/auth/invites", json={"role": "user"}, headers=self.admin, timeout=30)
-        assert invite.status_code == 201, invite.text
-        body = {"username": name, "password": PASSWORD, "invite": invite.json()["token"]}
+    def register(self, name: str, invite: str) -> None:
+        """Makes an account; its password is `PASSWORD`."""
+        body = {"username": name, "password": PASSWORD, "invite": invite}
         answer = httpx.post(f"{self.url}/auth/register", json=body, timeout=30)
         assert answer.status_code == 201, answer.text
+
+    def user(self, name: str) -> str:
+        """A new account with a user's rights; returns its name."""
+        invite = httpx.post(f"{self.url}/auth/invites", json={"role": "user"}, headers=self.admin, timeout=30)
+        assert invite.status_code == 201, invite.text
+        self.register(name, invite.json()["token"])
         return name
 
     def model(self, name: str) -> None:
         """Serves ``echo/name`` from now on."""
+        if name == self._model:
+            return
+        self._model = name
         answer = httpx.post(f"{self.url}/model", json={"provider": "echo", "model": name}, headers=self.admin, timeout=30)
         assert answer.status_code == 200, answer.text
 
@@ -162,6 +176,7 @@ class Site:
     async def enter(self, browser: Browser, name: str, **options: Any) -> tuple[Page, Watch]:
         """A page where ``name``, a new user, has signed in and sees the chat."""
         self.user(name)
+        self.model("echo")
         page, watch = await self.open(browser, **options)
         await sign_in(page, name)
         await page.locator("#message").wait_for()
@@ -175,10 +190,20 @@ async def sign_in(page: Page, name: str, password: str = PASSWORD) -> None:
     await page.keyboard.press("Enter")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One service for all tests of a module."""
+    """One service for all tests; its printed invite is taken."""
+    yield from _serve(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def new_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A service that nobody has opened yet."""
+    yield from _serve(tmp_path_factory)
+
+
+def _serve(folders: pytest.TempPathFactory) -> Iterator[Site]:
     if CHROMIUM is None:
         pytest.skip("There is no Chromium here (`apt-get install chromium`).")
-    with ServiceProcess(tmp_path_factory.mktemp("site")) as process:
+    with ServiceProcess(folders.mktemp("site")) as process:
         yield Site(process)

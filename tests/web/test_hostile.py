@@ -7,7 +7,7 @@ from playwright.async_api import Browser, expect
 
 from tests.web.conftest import Site
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 EVIL = "http://evil.example"
 

@@ -7,7 +7,7 @@ from playwright.async_api import Browser, expect
 
 from tests.web.conftest import Site, sign_in
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 
 async def test_wrong_password_is_told_and_can_be_mended(site: Site, browser: Browser) -> None:
@@ -44,12 +44,13 @@ async def test_expired_session_keeps_every_typed_word(site: Site, browser: Brows
     await expect(page.locator(".turn")).to_have_count(1)
     await page.locator("#message").press("Enter")
     await expect(page.locator(".turn .words").nth(2)).to_have_text("a longquestion")
+    first = page.locator(".turn").first
 
     await page.context.clear_cookies()
-    await page.get_by_role("button", name="Save correction").click()
+    await first.get_by_role("button", name="Save correction").click()
     await expect(page.get_by_text("what you typed is kept")).to_be_visible()
     await sign_in(page, "xenia")
-    await expect(page.get_by_label("What the answer should have been")).to_have_value("half a correction")
+    await expect(first.get_by_label("What the answer should have been")).to_have_value("half a correction")
     assert set(watch.answered) == {401}
     watch.clean()
 

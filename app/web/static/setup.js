@@ -62,11 +62,10 @@ wireForm(form, {
     location.replace("/");
   },
   explain: (problem) => {
-    if (problem.field === "invite") {
-      form.querySelector("#invite-field").hidden = false;
-      document.querySelector(".notice").hidden = true;
-    }
-    return null;
+    if (problem.field !== "invite") return null;
+    form.querySelector("#invite-field").hidden = false;
+    document.querySelector(".notice").hidden = true;
+    return { title: t("error_invite"), detail: problem.detail, field: "invite" };
   },
 });
 username.focus();
