@@ -22,9 +22,17 @@ _STATEMENT_CACHE = 256
 
 
 def connect_sqlite(path: Path, *, write: bool) -> sqlite3.Connection:
-    """One connection in manual transaction mode. Raises sqlite3.Error."""
+    """One connection in manual transaction mode. Raises sqlite3.Error.
+
+    A reader opens the file read-only, so that its closing, too, can never move the log into a file on a failing disk.
+    """
     connection = sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENT_CACHE
+        f"{path.absolute().as_uri()}?mode={'rw' if write else 'ro'}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_STATEMENT_CACHE,
     )
     try:
         connection.execute("PRAGMA foreign_keys=ON")
@@ -32,8 +40,6 @@ def connect_sqlite(path: Path, *, write: bool) -> sqlite3.Connection:
         connection.execute("PRAGMA temp_store=MEMORY")
         if write:
             _prepare_writer(connection)
-        else:
-            connection.execute("PRAGMA query_only=ON")
     except BaseException:
         connection.close()
         raise

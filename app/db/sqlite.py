@@ -51,12 +51,16 @@ class SqliteDatabase(Database):
             create_private(self._path)
             self._lock = open_lock(self._path)
             migrate.upgrade_sqlite(self._location, self._lock)
+            self._write_engine = sqlite_engine(self._path, write=True)
+            self._readers = sqlite_engine(self._path, write=False, pool_size=_READERS)
+            # The pool keeps it: while a reader holds the file, a writer that drops its connection after an error moves no log.
+            _read(
+                self._readers, lambda connection: connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema").scalar_one()
+            )
         except BaseException as error:
             self._release()
             reraise(error)
             raise
-        self._write_engine = sqlite_engine(self._path, write=True)
-        self._readers = sqlite_engine(self._path, write=False, pool_size=_READERS)
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="db-reader")
         self._writer = Writer(self._write_engine, self._path, self._metrics)
         self._writer.start()
@@ -84,6 +88,9 @@ class SqliteDatabase(Database):
         await asyncio.to_thread(writer.close)
         await asyncio.to_thread(threads.shutdown)
         self._writer = self._threads = None
+        if self._readers is not None:
+            self._readers.dispose()
+        await asyncio.to_thread(writer.disconnect)
         self._release()
 
     def _open_writer(self) -> Writer:

@@ -102,7 +102,7 @@ class Writer:
         return task.future
 
     def close(self) -> None:
-        """Writes what is queued and ends the thread. Blocks."""
+        """Writes what is queued and ends the thread. Blocks. `disconnect` comes later, when no reader is left."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -116,7 +116,6 @@ class Writer:
                 self._commit(live)
             _acknowledge(live)
             self._maybe_checkpoint(len(live))
-        self._disconnect()
 
     def _take(self) -> list[_Task]:
         """The next batch; empty when closing and nothing is left."""
@@ -157,7 +156,8 @@ class Writer:
     def _fail(self, batch: list[_Task], failure: Failure) -> None:
         for task in batch:
             task.value, task.error = None, fresh(failure.error)
-        self._disconnect()
+        self.disconnect()
+        _log.error("a commit failed", extra={"data": {"tasks": len(batch), "reason": failure.error.detail}})
         if failure.lasting and self._poison is None:
             self._poison_with(failure.error.detail)
 
@@ -166,8 +166,12 @@ class Writer:
             self._poison = reason
         _log.critical("the database writer has stopped", extra={"data": {"reason": reason}})
 
-    def _disconnect(self) -> None:
-        """Drops the connection with whatever state it is in; the next batch gets a new one."""
+    def disconnect(self) -> None:
+        """Drops the connection with whatever state it is in; the next batch would get a new one.
+
+        The last writing connection to close moves the log into the file. After an I/O error it must not, and does not: readers
+        are still there then.
+        """
         connection, self._connection = self._connection, None
         if connection is None:
             return
