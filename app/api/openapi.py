@@ -199,10 +199,9 @@ def _complete(operation: dict[str, Any], *, open_to_all: bool) -> None:
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]
     for status, meaning in _PROBLEMS.items():
-        responses.setdefault(
-            status,
-            {"description": meaning, "content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}},
-        )
+        described = responses.setdefault(status, {"description": meaning})
+        if "application/json" not in described.get("content", {}):
+            described["content"] = {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     operation["responses"] = dict(sorted(responses.items()))
     operation["security"] = [{name: []} for name in _SECURITY] + ([{}] if open_to_all else [])
 
