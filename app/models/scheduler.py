@@ -126,6 +126,8 @@ class FairQueue:
             self._forget_waiting(ticket)
         else:
             lane.running -= 1
+            # To the end of the round again: else this user's next would pass those who came while this one ran.
+            lane.turn = self._next_turn()
             self._running -= 1
             self._service_s += _SMOOTHING * (now - ticket.granted_at - self._service_s)
         if lane.running == 0 and not lane.waiting:

@@ -277,5 +277,5 @@ def ask(text: str = "one two three", model: str | None = None, **sampling: Any) 
 async def until(condition: Callable[[], bool]) -> None:
     """Lets the loop run until ``condition`` holds; fails after `TIMEOUT_S`."""
     async with asyncio.timeout(TIMEOUT_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # conditions of any kind, in tests only
             await asyncio.sleep(0)
