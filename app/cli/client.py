@@ -89,9 +89,7 @@ class ServiceClient:
             async with self._session.request(method, self._url + path, json=body, timeout=timeout) as response:
                 yield response
         except (aiohttp.ClientConnectionError, aiohttp.InvalidURL) as error:
-            raise Unavailable(
-                f"No service answers at {self._url}. Start it with `aprendiz serve`, or name it with --url."
-            ) from error
+            raise Unavailable(f"No service answers at {self._url}. Start it with `aprendiz serve`, or pass --url.") from error
         except (aiohttp.ClientError, ValueError) as error:
             raise UpstreamError(f"The answer of {self._url} cannot be read; is it an Aprendiz service?") from error
         except TimeoutError as error:

@@ -23,9 +23,10 @@ _SHOWN_CHARACTERS = 12
 @app.command("list")
 def list_keys(
     user: str = typer.Option("", "--user", help="Only this user's keys."),
+    everything: bool = typer.Option(False, "--all", help="Also those that are revoked or expired."),
     as_json: bool = typer.Option(False, "--json", help="JSON instead of a table."),
 ) -> None:
-    """List API keys, without the keys themselves."""
+    """List live API keys, without the keys themselves."""
 
     async def work() -> list[tuple[str, KeyRecord]]:
         from app.cli.users import every_user
@@ -35,7 +36,7 @@ def list_keys(
             owners = [await user_named(database, user)] if user else await every_user(database)
             return [(owner.username, key) for owner in owners for key in await Keys(database).list(owner.id)]
 
-    found = run(work())
+    found = [(name, key) for name, key in run(work()) if everything or _state(key).startswith("live")]
     if as_json:
         emit_json([{"username": name, **public(key, "key_hash")} for name, key in found])
         return

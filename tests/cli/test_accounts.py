@@ -108,7 +108,8 @@ def test_keys_from_first_to_last(cli: Cli) -> None:
 
     cli("keys", "revoke", stored.id)
     assert cli.database(key_of(key)).revoked_at is not None  # type: ignore[arg-type]
-    assert "revoked" in cli("keys", "list", "--user", "eva").stdout
+    assert "laptop" not in cli("keys", "list", "--user", "eva").stdout
+    assert "revoked" in cli("keys", "list", "--user", "eva", "--all").stdout
 
 
 def test_keys_refuse_what_makes_no_sense(cli: Cli) -> None:

@@ -20,13 +20,13 @@ def test_help_and_completion_import_nothing_heavy() -> None:
 
 
 def test_help_names_every_command(cli: Cli) -> None:
-    text = cli("--help").stdout
+    text = cli.process("--help").stdout
     for name in ("serve", "chat", "doctor", "config", "users", "keys", "feedback", "models", "db"):
         assert f" {name} " in text
 
 
 def test_version(cli: Cli) -> None:
-    assert cli("--version").stdout.startswith("aprendiz 0.")
+    assert cli.process("--version").stdout.startswith("aprendiz 0.")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_wrong_usage_is_exit_code_2(cli: Cli, arguments: list[str]) -> None:
 
 
 def test_a_failure_is_one_line_that_says_what_to_do(cli: Cli) -> None:
-    done = cli("users", "role", "nobody", "admin", code=1)
+    done = cli.process("users", "role", "nobody", "admin", code=1)
     assert done.stdout == ""
     assert done.stderr == "aprendiz: There is no user 'nobody'; `aprendiz users list` shows all.\n"
 
