@@ -25,7 +25,7 @@ _LOG_LINES = 200
 _LOG_LINE_CHARACTERS = 500
 _MAX_REPORT_BYTES = 1 << 16
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
-_PASSED_ON_PREFIXES = ("OMP_", "CUDA_", "NVIDIA_", "GGML_")
+_PASSED_ON_PREFIXES = ("OMP_", "GOMP_", "CUDA_", "NVIDIA_", "GGML_")
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +170,8 @@ def base_environment() -> dict[str, str]:
     }
     environment["PYTHONPATH"] = str(Path(app.__path__[0]).parent)
     environment["PYTHONUNBUFFERED"] = "1"
+    # Threads that spin at OpenMP's barriers stall each other as soon as anything else wants a core: tens of times slower.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return environment
 
 
