@@ -198,7 +198,7 @@ def _is_common(text: str) -> bool:
 
 
 _RUNS = (
-    "01234567890" * 12,
+    "1234567890" * 13,
     "abcdefghijklmnopqrstuvwxyz" * 5,
     "qwertyuiop[]asdfghjkl;'zxcvbnm,./",
     "qwertyuiopasdfghjklzxcvbnm" * 5,

@@ -46,6 +46,7 @@ _CLAIMS = ["exp", "iat", "nbf", "sub", "aud", "iss", "jti", "typ", "sid"]
 _TIMES = ("exp", "iat", "nbf")
 _LEEWAY_S = 5
 _LONGEST_S = 366 * 86_400
+_JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{43}")
 _FEEDBACK_TOKEN = re.compile(r"[A-Za-z0-9_-]{48}")
 _REFRESH_TOKEN = re.compile(r"[A-Za-z0-9_-]{64}")
 _API_KEY = re.compile(r"apz_[A-Za-z0-9_-]{43}")
@@ -213,9 +214,9 @@ def _derive(secret: bytes, purpose: bytes) -> bytes:
 
 def _check_form(token: str) -> None:
     """Refuses, before any cryptography, what `SessionTokens.sign` would never write: size, header fields, repeated names."""
-    parts = token.split(".")
-    if len(token) > MAX_TOKEN or len(parts) != 3 or not token.isascii():
+    if len(token) > MAX_TOKEN or not _JWT.fullmatch(token):
         raise Unauthenticated(_BAD)
+    parts = token.split(".")
     if _strict_json(parts[0]) != _HEADER:
         raise Unauthenticated(_BAD)
     _strict_json(parts[1])

@@ -279,8 +279,8 @@ async def test_refreshing_does_not_prolong_the_session(world: World) -> None:
     await world.user()
     async with world.client() as client:
         token = cookies_of(await login(client))[REFRESH][0]
-    for day in range(1, 32):
-        world.clock.advance(86_400)
+    for day in (9, 18, 27, 30):
+        world.clock.advance(86_400 * (3 if day == 30 else 9))
         async with world.client(cookies={REFRESH: token}) as client:
             answer = await client.post("/auth/refresh")
         assert answer.status_code == (200 if day < 30 else 401)
@@ -360,6 +360,7 @@ async def test_sessions_are_listed_and_ended(world: World) -> None:
     await world.user()
     await world.user("eve")
     eve, token = await world.bearer("eve"), await world.bearer()
+    world.clock.advance(1)
     async with world.client() as client:
         await client.post("/auth/login", json={"username": "ada", "password": PASSWORD}, headers={"user-agent": "Fox\x7f 1"})
         listed = (await client.get("/auth/sessions")).json()["sessions"]
