@@ -51,7 +51,9 @@ async def main(folder: Path, how: str, count: int) -> None:
         # What follows the acknowledgements in the writer's thread (a checkpoint) shows in the next write.
         _say(await _one(database, owner))
     _say(f"unavailable {database.unavailable()}")
-    rows = await database.read(lambda connection: connection.execute(select(func.count()).select_from(predictions)).scalar_one())
+    rows = await database.read(
+        lambda connection: connection.execute(select(func.count()).select_from(predictions)).scalar_one()
+    )
     _say(f"reads {rows}")
     await database.aclose()
 

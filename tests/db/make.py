@@ -76,7 +76,9 @@ def alias(name: str, version_id: str, **changes: Any) -> AliasRecord:
 
 
 def audit(**changes: Any) -> AuditRecord:
-    return replace(AuditRecord(new_id(), NOW, "u1", "model.switch", "default", {"to": "echo/echo"}, "r1", "127.0.0.1"), **changes)
+    return replace(
+        AuditRecord(new_id(), NOW, "u1", "model.switch", "default", {"to": "echo/echo"}, "r1", "127.0.0.1"), **changes
+    )
 
 
 async def stored_user(database: Database, name: str | None = None, **changes: Any) -> UserRecord:

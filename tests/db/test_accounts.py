@@ -184,7 +184,11 @@ async def test_deleting_a_user_removes_all_that_is_theirs(database: Database) ->
 async def test_sessions_live_and_end(database: Database) -> None:
     sessions = Sessions(database)
     owner, other = await make.stored_user(database), await make.stored_user(database)
-    one, two, expired = (make.session(owner.id, user_agent="Mozilla/5.0 …"), make.session(owner.id), make.session(owner.id, expires_at=NOW))
+    one, two, expired = (
+        make.session(owner.id, user_agent="Mozilla/5.0 …"),
+        make.session(owner.id),
+        make.session(owner.id, expires_at=NOW),
+    )
     for each in (one, two, expired):
         await sessions.create(each)
     assert await sessions.get(one.id) == one
@@ -211,7 +215,12 @@ async def test_rotation_in_its_four_outcomes(database: Database) -> None:
     assert await rotate("hash-0", "hash-x", 10) == "repeat"
     after = await sessions.get(live.id)
     assert after is not None
-    assert (after.refresh_hash, after.previous_refresh_hash, after.rotated_at, after.last_seen_at) == ("hash-1", "hash-0", NOW, NOW)
+    assert (after.refresh_hash, after.previous_refresh_hash, after.rotated_at, after.last_seen_at) == (
+        "hash-1",
+        "hash-0",
+        NOW,
+        NOW,
+    )
     assert await rotate("hash-1", "hash-2", 11) == "rotated"
     assert await rotate("hash-0", "hash-x", 12) == "reused"
     assert await rotate("hash-2", "hash-x", 12) == "gone"

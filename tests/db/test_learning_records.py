@@ -32,7 +32,15 @@ async def test_a_prediction_comes_back_as_it_was_stored(database: Database) -> N
     plain = await make.stored_prediction(database, owner.id)
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     full = await make.stored_prediction(
-        database, owner.id, tool_calls=(call,), status="error", error="cut", cached=True, key_id="k", alias="default", request_id="r"
+        database,
+        owner.id,
+        tool_calls=(call,),
+        status="error",
+        error="cut",
+        cached=True,
+        key_id="k",
+        alias="default",
+        request_id="r",
     )
     assert await predictions.get(plain.id) == plain
     assert await predictions.get(full.id, user_id=owner.id) == full
@@ -89,7 +97,13 @@ async def test_feedback_comes_back_with_its_checksum(database: Database) -> None
     rater = await make.stored_user(database)
     said, worse = await make.stored_prediction(database, rater.id), await make.stored_prediction(database, rater.id)
     given = make.feedback(
-        said.id, rater.id, correction="Es la una.", preferred_over=worse.id, comment="mal", tags=("hora", "es"), idempotency_key="k1"
+        said.id,
+        rater.id,
+        correction="Es la una.",
+        preferred_over=worse.id,
+        comment="mal",
+        tags=("hora", "es"),
+        idempotency_key="k1",
     )
     stored, replayed = await store_feedback(database, given)
     assert replayed is False
@@ -133,7 +147,9 @@ async def test_the_same_key_many_times_at_once_stores_once(database: Database) -
     repository = Feedback(database)
     rater = await make.stored_user(database)
     said = await make.stored_prediction(database, rater.id)
-    results = await asyncio.gather(*(repository.store(make.feedback(said.id, rater.id, idempotency_key="k")) for _ in range(20)))
+    results = await asyncio.gather(
+        *(repository.store(make.feedback(said.id, rater.id, idempotency_key="k")) for _ in range(20))
+    )
     assert len({record.id for record, _ in results}) == 1
     assert sum(not replayed for _, replayed in results) == 1
 
@@ -185,7 +201,11 @@ async def test_a_damaged_feedback_is_an_error_not_an_answer(database: Database, 
     said = await make.stored_prediction(database, rater.id)
     stored, _ = await repository.store(make.feedback(said.id, rater.id, comment="bien", idempotency_key="k"))
     await database.write(lambda connection: connection.execute(update(feedback).values(comment="bieo")))
-    for attempt in (repository.list(), repository.get(stored.id), repository.store(make.feedback(said.id, rater.id, idempotency_key="k"))):
+    for attempt in (
+        repository.list(),
+        repository.get(stored.id),
+        repository.store(make.feedback(said.id, rater.id, idempotency_key="k")),
+    ):
         with pytest.raises(StorageUnavailable, match=stored.id):
             await attempt
     with pytest.raises(StorageUnavailable, match="damaged"):
@@ -210,7 +230,14 @@ async def test_an_alias_remembers_where_it_pointed(database: Database) -> None:
     first = await aliases.move(make.alias("default", "v1", previous={"version": "forged"}))
     assert first.previous is None
     second = await aliases.move(make.alias("default", "v2", adapter="a1", moved_by="u1", moved_at=LATER))
-    expected = {"provider": "echo", "model": "echo", "device": "auto", "adapter": None, "version": "v1", "configured": "echo/echo"}
+    expected = {
+        "provider": "echo",
+        "model": "echo",
+        "device": "auto",
+        "adapter": None,
+        "version": "v1",
+        "configured": "echo/echo",
+    }
     assert second.previous == expected
     assert await aliases.get("default") == second
     reloaded = await aliases.move(make.alias("default", "v2", adapter="a1"))
@@ -228,7 +255,9 @@ async def test_the_audit_log_is_read_newest_first_and_checked(database: Database
     assert [replace(line, checksum="") for line in read] == lines[::-1]
     assert await log.list(limit=1) == read[:1]
     assert await log.list(after=read[0].id) == read[1:]
-    await database.write(lambda connection: connection.execute(update(audit).where(audit.c.id == lines[1].id).values(actor="u2")))
+    await database.write(
+        lambda connection: connection.execute(update(audit).where(audit.c.id == lines[1].id).values(actor="u2"))
+    )
     with pytest.raises(StorageUnavailable, match=lines[1].id):
         await log.list()
 
@@ -243,7 +272,9 @@ async def test_the_database_itself_refuses_a_second_current_row(database: Databa
             feedback.c.id == stored.id
         )
         if database.__class__.__name__ == "PostgresDatabase"
-        else select(*(column + "x" if column.name == "id" else column for column in feedback.c)).where(feedback.c.id == stored.id),
+        else select(*(column + "x" if column.name == "id" else column for column in feedback.c)).where(
+            feedback.c.id == stored.id
+        ),
     )
     with pytest.raises(Exception, match="(?i)unique"):
         await database.write(lambda connection: connection.execute(twin))

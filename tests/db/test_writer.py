@@ -66,9 +66,10 @@ async def test_what_waits_shares_one_commit(settings: Settings) -> None:
     commits = sample(metrics, "aprendiz_db_commit_seconds_count")
     with busy_writer(database) as go:
         await asyncio.sleep(0.05)
-        waiting = await queued(*(Predictions(database).add(make.prediction(owner.id)) for _ in range(50)), *(
-            Users(database).create(make.user()) for _ in range(5)
-        ))
+        waiting = await queued(
+            *(Predictions(database).add(make.prediction(owner.id)) for _ in range(50)),
+            *(Users(database).create(make.user()) for _ in range(5)),
+        )
         go.set()
         await asyncio.gather(*waiting)
     assert sample(metrics, "aprendiz_db_commit_seconds_count") - commits == 2
@@ -145,7 +146,9 @@ async def test_a_caller_cancelled_in_mid_write_leaves_a_whole_transaction(sqlite
     await asyncio.gather(running, return_exceptions=True)
     go.set()
     await sqlite.write(lambda connection: connection.execute(versions.insert().values(values_of(make.version("next")))))
-    found = await sqlite.read(lambda connection: connection.execute(select(versions.c.id).order_by(versions.c.id)).scalars().all())
+    found = await sqlite.read(
+        lambda connection: connection.execute(select(versions.c.id).order_by(versions.c.id)).scalars().all()
+    )
     assert found == ["next", "slow"]
 
 
@@ -214,7 +217,9 @@ async def test_readers_cannot_write_and_see_one_snapshot(sqlite: Database) -> No
         return before, connection.execute(query).scalar_one()
 
     assert await sqlite.read(twice) == (0, 0)
-    assert await sqlite.read(lambda connection: connection.execute(select(func.count()).select_from(versions)).scalar_one()) == 1
+    assert (
+        await sqlite.read(lambda connection: connection.execute(select(func.count()).select_from(versions)).scalar_one()) == 1
+    )
 
 
 async def test_errors_of_a_reading_function_pass_unchanged(sqlite: Database) -> None:
