@@ -33,7 +33,7 @@ class Echo:
         while more:
             message = await receive()
             size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-        await Response(str(size))(scope, receive, send)  # type: ignore[arg-type]
+        await Response(str(size))(scope, receive, send)
 
 
 class Swallow(Echo):
@@ -43,7 +43,7 @@ class Swallow(Echo):
         try:
             await super().__call__(scope, receive, send)
         except Exception:
-            await Response("my own words", status_code=400)(scope, receive, send)  # type: ignore[arg-type]
+            await Response("my own words", status_code=400)(scope, receive, send)
 
 
 async def call(
@@ -394,7 +394,7 @@ async def test_security_headers_on_every_answer() -> None:
 async def test_a_page_keeps_its_own_headers() -> None:
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
         own = {"Content-Security-Policy": "default-src 'self'", "cache-control": "max-age=60"}
-        await Response("x", headers=own)(scope, receive, send)  # type: ignore[arg-type]
+        await Response("x", headers=own)(scope, receive, send)
 
     _, headers, _ = await call(SecurityHeaders(page, SERVER))
     assert headers["content-security-policy"] == "default-src 'self'"

@@ -63,7 +63,8 @@ def encode(part: Any) -> str:
 
 def forge(claims: Any = None, *, header: Any = None, key: bytes = KEY, algorithm: str = "sha256", **changes: Any) -> str:
     """A token signed with the right key, so that only what is wrong in it can be the reason to refuse it."""
-    claims = (good_claims() | changes) if claims is None else claims
+    if claims is None:
+        claims = good_claims() | changes
     if isinstance(claims, dict):
         claims = {name: value for name, value in claims.items() if value is not ...}
     signed = f"{encode({'alg': 'HS256', 'typ': 'JWT'} if header is None else header)}.{encode(claims)}"
@@ -81,7 +82,7 @@ def corpus() -> Iterator[tuple[str, str]]:
     yield "the feedback key", forge(key=hmac.digest(SECRET.encode(), b"aprendiz feedback token", "sha256"))
     yield "another key", forge(key=b"k" * 32)
     yield "signed with SHA-512", forge(header={"alg": "HS256", "typ": "JWT"}, algorithm="sha512")
-    for name, value in (
+    extras: list[tuple[str, Any]] = [
         ("crit", ["exp"]),
         ("crit", ["b64"]),
         ("b64", False),
@@ -94,17 +95,19 @@ def corpus() -> Iterator[tuple[str, str]]:
         ("jwk", {"kty": "oct", "k": encode(b"k" * 32)}),
         ("zip", "DEF"),
         ("cty", "JWT"),
-    ):
+    ]
+    for name, value in extras:
         yield f"header {name} {value}", forge(header={"alg": "HS256", "typ": "JWT", name: value})
     yield "no typ in the header", forge(header={"alg": "HS256"})
     yield "typ at+jwt", forge(header={"alg": "HS256", "typ": "at+jwt"})
     yield "alg twice", forge(header=b'{"alg":"none","alg":"HS256","typ":"JWT"}')
     yield "exp twice", forge(claims=json.dumps(good_claims()).replace('"iat"', '"exp": 1, "iat"').encode())
     for claim in good_claims():
-        yield f"no {claim}", forge(**{claim: ...})
+        yield f"no {claim}", forge(good_claims() | {claim: ...})
     for claim in ("exp", "iat", "nbf"):
-        for value in (str(int(NOW) + 900), NOW + 900.5, True, None, [1], 10**30, "x"):
-            yield f"{claim} {value!r}", forge(**{claim: value})
+        times: list[Any] = [str(int(NOW) + 900), NOW + 900.5, True, None, [1], 10**30, "x"]
+        for time_ in times:
+            yield f"{claim} {time_!r}", forge(good_claims() | {claim: time_})
     yield "expired", forge(exp=int(NOW))
     yield "not yet", forge(nbf=int(NOW) + 60)
     yield "issued tomorrow", forge(iat=int(NOW) + 86_400, exp=int(NOW) + 90_000)
@@ -187,9 +190,9 @@ def test_a_new_key_logs_nobody_out_while_the_old_one_is_named() -> None:
     assert read_feedback_token(feedback, both, now=NOW)
     fresh = reader(both).sign(user_id=USER, session_id=SESSION, kind="access", lifetime_s=60)
     assert reader(Security(secret_key=new)).read(fresh)
-    for refuse in (lambda: reader(Security(secret_key=new)).read(token), lambda: reader(Security(secret_key=old)).read(fresh)):
+    for security, foreign in ((Security(secret_key=new), token), (Security(secret_key=old), fresh)):
         with pytest.raises(Unauthenticated):
-            refuse()
+            reader(security).read(foreign)
     with pytest.raises(Unauthenticated):
         read_feedback_token(feedback, Security(secret_key=new), now=NOW)
 
