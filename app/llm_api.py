@@ -26,8 +26,7 @@ def main() -> int:
     """Serves as ``python -m app.main`` does."""
     from app.main import main as serve_main
 
-    warn()
-    return serve_main()
+    return serve_main(say=warn)
 
 
 def __getattr__(name: str) -> Any:

@@ -167,11 +167,13 @@ def address_of(settings: Settings) -> str:
     return f"http://[{host}]:{settings.server.port}" if ":" in host else f"http://{host}:{settings.server.port}"
 
 
-def main() -> int:
-    """Loads the configuration and serves; returns the exit code."""
+def main(*, say: Callable[[], None] | None = None) -> int:
+    """Loads the configuration and serves; returns the exit code. ``say`` is called once the logs are configured."""
     try:
         settings = config.with_secret_key(config.load()).settings
         configure(settings.logging)
+        if say is not None:
+            say()
         serve(settings)
     except AprendizError as error:
         sys.stderr.write(f"{error.detail}\n")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from app.models.generation import Generation
     from app.security.rate_limit import RateState
 
-VALIDITY_S: Final = 3.0
-"""How often an open stream or socket asks whether its session still lives."""
+VALIDITY_S: Final = 1.5
+"""How often an open stream or socket asks whether its session still lives; the answer may be three seconds old."""
 _SEND_S: Final = 4.0
 _SEND_TRIES: Final = 8
 

@@ -230,11 +230,20 @@ class Server(uvicorn.Server):
         [failure] = await asyncio.gather(drain, return_exceptions=True)
         if isinstance(failure, Exception):
             _log.error("draining failed", exc_info=failure)
+        await self._end_what_runs(services)
+        await super().shutdown(sockets)
+
+    async def _end_what_runs(self, services: Services) -> None:
+        """Ends open answers with their last event if that goes at once, and cancels whatever is left then."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HURRY_S):
+                await services.models.drain(0)
+        if self.server_state.tasks:
+            await asyncio.wait(list(self.server_state.tasks), timeout=_HURRY_S)
         for task in list(self.server_state.tasks):
             task.cancel()
         if self.server_state.tasks:
             await asyncio.wait(list(self.server_state.tasks), timeout=_HURRY_S)
-        await super().shutdown(sockets)
 
 
 def make_server(app: FastAPI, settings: Settings) -> Server:
