@@ -114,6 +114,7 @@ class Deployment:
         self._error: AprendizError | None = None
         self._loading: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._closed = False
         self._shown = (0, 0)
 
     @property
@@ -137,6 +138,11 @@ class Deployment:
     def usable(self) -> bool:
         """Whether it takes or may yet take new requests."""
         return not self.draining and self._closing is None and self._state not in (EngineState.FAILED, EngineState.STOPPED)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is left of it."""
+        return self._closed
 
     async def ready(self) -> None:
         """Starts the load if nobody has, and waits for it. Who leaves does not end it for the others.
@@ -312,6 +318,7 @@ class Deployment:
         finally:
             if self._state is not EngineState.FAILED:
                 self._set_state(EngineState.STOPPED)
+            self._closed = True
             self._on_closed(self)
 
     def _set_state(self, state: EngineState) -> None:

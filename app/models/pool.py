@@ -127,8 +127,7 @@ class Pool:
         """Retires a deployment that nobody needs any more: it finishes its requests and closes."""
         if self._current.get(deployment.spec) is deployment:
             del self._current[deployment.spec]
-        self._leaving.add(deployment)
-        deployment.retire()
+        self._leave(deployment)
 
     def sweep(self) -> None:
         """Closes what has been idle longer than ``idle_unload_minutes``; the next request loads it again."""
@@ -192,8 +191,13 @@ class Pool:
         if self._current.get(deployment.spec) is deployment:
             self._note_failure(deployment.spec, error)
             del self._current[deployment.spec]
+        self._leave(deployment)
+
+    def _leave(self, deployment: Deployment) -> None:
+        # One whose load failed may have closed already: it would stay among the leaving for ever.
+        if not deployment.closed:
             self._leaving.add(deployment)
-        deployment.retire()
+            deployment.retire()
 
     def _note_failure(self, spec: ModelSpec, error: AprendizError) -> None:
         times = self._failures[spec].times + 1 if spec in self._failures else 1

@@ -186,10 +186,14 @@ async def test_not_stored_means_no_completed(make_house: MakeHouse) -> None:
     house.predictions.error = StorageFull()
     generation = await house.manager.generate(ask("one"), user())
     seen: list[Event | Completed] = []
-    with pytest.raises(StorageFull):
+
+    async def consume() -> None:
         async with generation:
             async for event in generation.events():
                 seen.append(event)
+
+    with pytest.raises(StorageFull):
+        await consume()
     assert [type(event) for event in seen] == [TextDelta]
     assert slots_taken(house) == 0
 

@@ -151,7 +151,7 @@ def test_leaving_twice_frees_one_slot() -> None:
 
 @pytest.mark.parametrize("seed", range(300))
 def test_random_histories_keep_the_promises(seed: int) -> None:
-    """Slots are never exceeded, counts agree with the tickets, every ticket ends, no user waits while another takes two turns."""
+    """Slots are never exceeded, counts agree with the tickets, every ticket ends, nobody waits while another has two turns."""
     chance = random.Random(seed)
     slots, per_user, limit = chance.randint(1, 6), chance.randint(1, 8), chance.randint(1, 25)
     timeout = chance.choice([5.0, 50.0, 1e9])
@@ -169,7 +169,7 @@ def test_random_histories_keep_the_promises(seed: int) -> None:
                 try:
                     alive.append(q.enter(chance.choice(users)))
                 except (Overloaded, QueueFullForUser) as error:
-                    assert error.retry_after is not None and 1 <= error.retry_after <= 600
+                    assert error.retry_after is not None and 1 <= error.retry_after <= 600  # noqa: PT017
             case 9:
                 slots = chance.randint(0, 6)
                 most_slots = max(most_slots, slots)
@@ -196,7 +196,7 @@ def test_random_histories_keep_the_promises(seed: int) -> None:
 
 
 class Passed:
-    """Who has been served while a user waited with nothing running: each other user at most once, then it is that user's turn."""
+    """Who has been served while a user waited with nothing running: each other user at most once, then it is that one's turn."""
 
     def __init__(self) -> None:
         self._by_user: dict[str, set[str]] = {}
