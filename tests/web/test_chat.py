@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from tests.web.conftest import Site
+from tests.web.conftest import Site, sign_in
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -95,6 +97,30 @@ async def test_earlier_turns_are_recalled(site: Site, browser: Browser) -> None:
     watch.clean()
 
 
+async def test_another_answer_can_be_compared_with_the_first(site: Site, browser: Browser) -> None:
+    page, watch = await site.enter(browser, "carl")
+    await ask(page, "which one?")
+    await page.get_by_role("button", name="Good answer").click()
+    await expect(page.get_by_text("Saved: good answer")).to_be_visible()
+    for verdict in ("Worse", "Better"):
+        await expect(page.get_by_role("group", name="Is this answer better")).to_be_hidden()
+        await page.get_by_role("button", name="Regenerate").click()
+        await page.get_by_role("button", name=verdict).click()
+        await expect(page.get_by_text(f"Saved: {verdict.lower()} than before")).to_be_visible()
+    query = """SELECT f.prediction_id, f.rating, f.preferred_over FROM feedback f JOIN users u ON u.id = f.user_id
+        WHERE u.username = 'carl' AND f.superseded_at IS NULL ORDER BY f.prediction_id"""
+    first, third = site.rows(query)
+    ids = [
+        row[0]
+        for row in site.rows(
+            "SELECT p.id FROM predictions p JOIN users u ON u.id = p.user_id WHERE username = 'carl' ORDER BY p.id"
+        )
+    ]
+    assert first == (ids[0], "up", ids[1])
+    assert third == (ids[2], None, ids[1])
+    watch.clean()
+
+
 async def test_scrolling_follows_until_the_reader_looks_back(site: Site, browser: Browser) -> None:
     page, watch = await site.enter(browser, "dora", viewport={"width": 700, "height": 400})
     await ask(page, "\n\n".join(f"Paragraph {i}." for i in range(40)))
@@ -156,21 +182,20 @@ NAMELESS = """[...document.querySelectorAll('button, input, textarea, a')].filte
     && !(node.getAttribute('aria-label') || node.textContent.trim() || node.labels?.length)).map((node) => node.outerHTML)"""
 
 
-@pytest.mark.parametrize(("locale", "language"), [("es-MX", "es"), ("en-US", "en"), ("fr-FR", "en")])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("locale", "language", "scheme"), [("es-MX", "es", "dark"), ("en-US", "en", "light"), ("fr-FR", "en", "dark")]
+)
 async def test_languages_schemes_and_a_small_phone(
     site: Site, browser: Browser, locale: str, language: str, scheme: str
 ) -> None:
-    name = f"p-{locale.lower()}-{scheme}"
-    small = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
-    for path in ("/login", "/setup"):
-        page, watch = await site.open(browser, path, locale=locale, color_scheme=scheme, **small)
+    small: dict[str, Any] = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
+    page, watch = await site.open(browser, locale=locale, color_scheme=scheme, **small)
+    for path in ("/setup", "/login"):
+        await page.goto(site.url + path)
         await expect(page.locator("html")).to_have_attribute("lang", language)
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert await page.evaluate(NAMELESS) == []
-        watch.clean()
-        await page.context.close()
-    page, watch = await site.enter(browser, name, locale=locale, color_scheme=scheme, **small)
+    await sign_in(page, site.user(f"p-{locale.lower()}"))
     await expect(page.locator("#message")).to_have_attribute(
         "placeholder", "Escribe un mensaje" if language == "es" else "Write a message"
     )
@@ -197,7 +222,8 @@ async def test_what_a_page_costs(site: Site, browser: Browser) -> None:
     for path in ("/", "/login", "/setup"):
         context = await browser.new_context(storage_state=await page.context.storage_state())
         fresh = await context.new_page()
-        await fresh.goto(site.url + path, wait_until="networkidle")
+        await fresh.goto(site.url + path)
+        await expect(fresh.locator("html")).to_have_attribute("data-ready", "")
         assert 1_000 < await fresh.evaluate(size) < 50_000
         await context.close()
     watch.clean()

@@ -101,6 +101,7 @@ async def test_hostile_answers_are_inert(site: Site, browser: Browser) -> None:
 
 
 async def test_hostile_query_and_fragment(site: Site, browser: Browser) -> None:
+    page, watch = await site.open(browser)
     for path in (
         "/setup#invite=<img src=x onerror=alert(1)>",
         "/setup#invite=%3Cscript%3Ealert(1)%3C/script%3E",
@@ -110,11 +111,12 @@ async def test_hostile_query_and_fragment(site: Site, browser: Browser) -> None:
         "/login?next=%",
         "/login#<img src=x onerror=alert(1)>",
     ):
-        page, watch = await site.open(browser, path)
+        await page.goto("about:blank")
+        await page.goto(site.url + path)
         await expect(page.locator("html")).to_have_attribute("data-ready", "")
         assert await page.evaluate("document.querySelectorAll('img:not([alt=\"\"]), script:not([type=module])').length") == 0
-        watch.clean()
-        await page.context.close()
+    watch.foreign = [url for url in watch.foreign if url != "about:blank"]
+    watch.clean()
 
 
 async def test_the_policy_itself_bites(site: Site, browser: Browser) -> None:

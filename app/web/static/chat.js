@@ -94,8 +94,10 @@ async function ask(turn) {
     if (chat.turns[0] === turn) chat.conversation = null;
     else chat.forked = true;
   }
+  // What was said of the answer before this one stays known, so that the two can be compared.
+  const before = turn.state === "done" ? { id: turn.id, rating: turn.rating, correction: turn.correction } : turn.before;
   for (const key of Object.keys(turn)) if (key !== "prompt") delete turn[key];
-  Object.assign(turn, { text: "", state: "streaming" });
+  Object.assign(turn, { text: "", state: "streaming", before });
   const stopper = new AbortController();
   busy(stopper);
   view.update();
@@ -167,24 +169,30 @@ async function stream(turn, view, signal) {
 }
 
 function finish(turn, done) {
+  const [provider, ...name] = done.model.split("/");
+  showModel({ provider, model: name.join("/"), version: done.version, state: "ready" });
   Object.assign(turn, {
     state: "done", text: done.text, id: done.id, model: done.model, version: done.version,
     tokens: done.usage?.completion_tokens ?? 0, cached: done.cached === true, finish: done.finish_reason,
   });
 }
 
-async function showModel() {
+function showModel({ provider, model, version, state, error }) {
+  const loading = state === "starting" || state === "restarting";
+  const badge = byId("model");
+  const key = !model ? "model_none" : state === "failed" ? "model_failed" : loading ? "model_loading" : "model_ready";
+  const words = t(key, { model });
+  // Written only where it changed: each writing is read aloud.
+  if (badge.textContent !== words) badge.textContent = words;
+  badge.title = [provider, model, version && t("version", { version }), error].filter(Boolean).join(" · ");
+  badge.dataset.state = state;
+  return loading;
+}
+
+async function watchModel() {
   for (let turn = 0; turn < MODEL_POLLS; turn++) {
-    const status = await callJson("/model");
-    const state = status?.state ?? "ready";
-    const loading = ["starting", "restarting", "stopped", "loading"].includes(state);
-    const key = !status?.model ? "model_none" : state === "failed" ? "model_failed" : loading ? "model_loading" : "model_ready";
-    const badge = byId("model");
-    badge.textContent = t(key, { model: status?.model ?? "" });
-    badge.title = [status?.provider, status?.model, status?.version && t("version", { version: status.version })].filter(Boolean).join(" · ");
-    badge.dataset.state = state;
     // A stopped engine starts with the first question: nothing to wait for.
-    if (!loading || state === "stopped") return;
+    if (!showModel(await callJson("/model"))) return;
     await new Promise((resolve) => { setTimeout(resolve, MODEL_POLL_MS); });
   }
 }
@@ -273,7 +281,7 @@ async function start() {
   growing(message);
   atEnd.follow();
   message.focus();
-  await showModel();
+  await watchModel();
 }
 
 start().catch((error) => {

@@ -8,7 +8,7 @@ import { GrowingMarkdown } from "./markdown.js";
 
 const CORRECTION_LIMIT = 5000;
 
-/** `data`: {prompt, text, state: streaming|done|stopped|failed, id, rating, correction, ...}. `on`: {change, again, ended}. */
+/** `data`: {prompt, text, state: streaming|done|stopped|failed, id, rating, correction, before, compared, ...}. `on`: {change, again, ended}. */
 export class TurnView {
   #data;
   #on;
@@ -102,6 +102,7 @@ export class TurnView {
     this.#find("[data-act=fix] span").textContent = t(correction ? "fix_edit" : "fix");
     this.#find(".correction").hidden = !correction || !this.#find(".editor").hidden;
     this.#corrected.show(correction ?? "");
+    this.#find(".compare").hidden = !this.#data.id || !this.#data.before || this.#data.compared !== undefined;
   }
 
   #listen() {
@@ -111,6 +112,8 @@ export class TurnView {
       fix: () => this.#openEditor(),
       cancel: () => this.#closeEditor(),
       copy: () => this.#copy(),
+      better: () => this.#compare("better"),
+      worse: () => this.#compare("worse"),
       regenerate: () => this.#on.again(this.#data),
     };
     for (const button of this.node.querySelectorAll("[data-act]")) button.addEventListener("click", acts[button.dataset.act]);
@@ -143,31 +146,40 @@ export class TurnView {
     saved.classList.remove("bad");
   }
 
-  async #rate(rating) {
-    const before = this.#data.rating;
-    if (before === rating) return;
-    this.#data.rating = rating;
+  /** Sets one field of the data, sends, and takes it back where the service did not store it. */
+  async #save(field, value, done) {
+    const before = this.#data[field];
+    if (before === value) return;
+    this.#data[field] = value;
     this.#feedback();
     this.#say(t("saving"));
     const error = await this.#send();
     if (error !== null) {
-      this.#data.rating = before;
+      this.#data[field] = before;
       this.#feedback();
       this.#say(`${error.title} ${error.detail}`.trim());
       this.#find(".saved").classList.add("bad");
       return;
     }
-    this.#say(t(`saved_${rating}`));
+    this.#say(t(done));
+  }
+
+  #rate(rating) {
+    return this.#save("rating", rating, `saved_${rating}`);
+  }
+
+  #compare(verdict) {
+    return this.#save("compared", verdict, `saved_${verdict}`);
   }
 
   // One current feedback per person and answer: each sending carries the whole of it.
   async #send() {
-    const { id, rating, correction } = this.#data;
-    const body = { prediction_id: id };
-    if (rating) body.rating = rating;
-    if (correction) body.correction = correction;
+    const { id, before, compared } = this.#data;
+    const bodies = [said(this.#data, compared === "better" ? before.id : undefined)];
+    // "Worse" is said of the earlier answer, together with what was said of that one before.
+    if (compared === "worse") bodies.push(said(before, id));
     try {
-      await callJson("/feedback", { method: "POST", body });
+      for (const body of bodies) if (Object.keys(body).length > 1) await callJson("/feedback", { method: "POST", body });
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       this.#on.ended(error);
@@ -234,4 +246,12 @@ export class TurnView {
     const done = await copyText(this.#data.text);
     this.#say(t(done ? "copied" : "copy_failed"));
   }
+}
+
+function said({ id, rating, correction }, worse) {
+  const body = { prediction_id: id };
+  if (rating) body.rating = rating;
+  if (correction) body.correction = correction;
+  if (worse) body.preferred_over = worse;
+  return body;
 }
