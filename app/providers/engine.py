@@ -135,7 +135,8 @@ class Engine:
         Raises:
             EngineUnavailable: the engine is not ready; ``retry_after`` says when it may be.
         """
-        if self._client is not None and self._state is EngineState.READY:
+        worker = self._worker
+        if self._client is not None and self._state is EngineState.READY and worker is not None and not worker.exited.done():
             return self._client
         if self._state is EngineState.FAILED:
             self._demand.set()
