@@ -117,20 +117,22 @@ class _Exchange:
 
 def _check_head(scope: Scope, max_body: int) -> None:
     """Raises HeadersTooLarge, UrlTooLong, MalformedRequest or PayloadTooLarge for what the head alone tells."""
-    headers = scope["headers"]
-    size = sum(len(name) + len(value) + 4 for name, value in headers)
-    if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+    size, lengths, encoded = 0, [], False
+    for name, value in scope["headers"]:
+        size += len(name) + len(value) + 4
+        if name == b"content-length":
+            lengths.append(value.strip())
+        elif name == b"transfer-encoding":
+            encoded = True
+    if len(scope["headers"]) > MAX_HEADERS or size > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"At most {MAX_HEADERS} header fields and {MAX_HEADER_BYTES} bytes of them are read.")
     if len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"]) + 1 > MAX_URL_BYTES:
         raise UrlTooLong(f"At most {MAX_URL_BYTES} bytes of URL are read.")
-    lengths = [value.strip() for name, value in headers if name == b"content-length"]
-    if not lengths:
-        return
-    if len(lengths) > 1 or any(name == b"transfer-encoding" for name, _ in headers):
+    if len(lengths) > 1 or (lengths and encoded):
         raise MalformedRequest("The length of the body is given more than once.")
-    if not lengths[0].isdigit() or len(lengths[0]) > 18:
+    if lengths and (not lengths[0].isdigit() or len(lengths[0]) > 18):
         raise MalformedRequest("Content-Length is not a number.")
-    if int(lengths[0]) > max_body:
+    if lengths and int(lengths[0]) > max_body:
         raise _too_large(max_body)
 
 

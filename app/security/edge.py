@@ -7,6 +7,7 @@ calls: authorization belongs to the routes. Order, from the outside: `SecurityHe
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
@@ -156,6 +157,7 @@ def _origin(text: str) -> tuple[str, str, int] | None:
     return scheme, match["name"].lower(), int(match["port"] or _DEFAULT_PORTS[scheme])
 
 
+@functools.lru_cache(maxsize=256)
 def _host_name(host: str) -> str | None:
     """The name in a Host header, in lower case, without the port; None where the header is malformed."""
     match = _HOST.fullmatch(host)

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from limits import RateLimitItem, parse
+from limits import RateLimitItem, RateLimitItemPerDay, parse
 
 from app.core.errors import TooManyRequests, Unauthenticated
 from app.core.settings import RateLimits
@@ -24,9 +24,12 @@ from app.security.address import address_subject
 
 LimitName = Literal["predict", "predict_address", "feedback", "login", "login_address", "api"]
 
+_Item = LimitName | Literal["login_day"]
+
 _PARTS = 20
 _MAX_KEYS = 200_000
 _LOGIN_ADDRESS_FACTOR = 5
+_LOGIN_DAY_FACTOR = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +65,16 @@ class RateLimiter:
         self._clock = clock
         self._windows: WindowStorage = storage or MemoryWindows(clock=clock)
         login = parse(settings.login)
-        self._items: dict[LimitName, RateLimitItem] = {
+        self._items: dict[_Item, RateLimitItem] = {
             "predict": parse(settings.predict),
             "predict_address": parse(settings.predict_address),
             "feedback": parse(settings.feedback),
+            "login_day": RateLimitItemPerDay(login.amount * _LOGIN_DAY_FACTOR),
             "login": login,
             "login_address": type(login)(login.amount * _LOGIN_ADDRESS_FACTOR, login.multiples),
             "api": parse(settings.api),
         }
-        self._trying: Counter[tuple[LimitName, str]] = Counter()
+        self._trying: Counter[tuple[_Item, str]] = Counter()
 
     async def check(self, limit: LimitName, *subjects: str) -> RateState:
         """Counts one call for each of ``subjects`` (user id, key id, address), each of which has a count of its own.
@@ -98,7 +102,8 @@ class RateLimiter:
         """Surrounds one try of a password. A try that ends in Unauthenticated, or is given up, counts as failed; others do not.
 
         Failures count per account *and* address, so that nobody can lock another out from elsewhere, and per address over
-        all accounts. Tries under way count too, so that many at once do not slip through together.
+        all accounts. Ten times the limit is also the most of a day, so that nobody guesses on slowly for ever. Tries under way
+        count too, so that many at once do not slip through together.
 
         Raises:
             TooManyRequests: too many failures, before anything is tried.
@@ -107,7 +112,11 @@ class RateLimiter:
             yield
             return
         place = address_subject(address)
-        counted: list[tuple[LimitName, str]] = [("login", f"{account}@{place}"), ("login_address", place)]
+        counted: list[tuple[_Item, str]] = [
+            ("login", f"{account}@{place}"),
+            ("login_day", f"{account}@{place}"),
+            ("login_address", place),
+        ]
         self._trying.update(counted)
         try:
             for limit, subject in counted:
@@ -126,11 +135,11 @@ class RateLimiter:
                 if not self._trying[key]:
                     del self._trying[key]
 
-    async def _hit(self, limit: LimitName, subject: str) -> bool:
+    async def _hit(self, limit: _Item, subject: str) -> bool:
         item = self._items[limit]
         return await self._windows.acquire_entry(item.key_for(limit, subject), item.amount, item.get_expiry())
 
-    async def _state(self, limit: LimitName, subject: str) -> RateState:
+    async def _state(self, limit: _Item, subject: str) -> RateState:
         item = self._items[limit]
         window = item.get_expiry()
         start, used = await self._windows.get_moving_window(item.key_for(limit, subject), item.amount, window)
@@ -138,9 +147,9 @@ class RateLimiter:
         return RateState(limit, item.amount, max(0, item.amount - used), reset, window)
 
 
-def _too_many(limit: LimitName, state: RateState) -> TooManyRequests:
+def _too_many(limit: _Item, state: RateState) -> TooManyRequests:
     wait = max(1, math.ceil(state.reset_s))
-    what = "failed logins" if limit in ("login", "login_address") else "calls"
+    what = "failed logins" if limit.startswith("login") else "calls"
     return TooManyRequests(f"Too many {what}: {state.limit} in {state.window_s} s. Wait {wait} s.", retry_after=wait)
 
 

@@ -379,7 +379,7 @@ async def test_security_headers_on_every_answer() -> None:
         {"pieces": [b"a" * 4096]},
         {"headers": [("cookie", "a=b"), ("origin", "null")]},
     ):
-        _, headers, _ = await call(app, **arguments)  # type: ignore[arg-type]
+        _, headers, _ = await call(app, **arguments)
         assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'; base-uri 'none'"
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"

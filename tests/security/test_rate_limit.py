@@ -130,6 +130,19 @@ async def test_failed_logins_per_account_and_per_address() -> None:
     assert await fail(limits, "ada", "192.0.2.1")
 
 
+async def test_nobody_guesses_on_slowly_for_ever() -> None:
+    clock = Clock()
+    limits = limiter(clock, login="10/minute")
+    passed = 0
+    for _ in range(200):
+        passed += await fail(limits, "ada", "192.0.2.1")
+        clock.advance(60)
+    assert passed == 100
+    assert await fail(limits, "ada", "192.0.2.2")
+    clock.advance(86_400 * 1.05)
+    assert await fail(limits, "ada", "192.0.2.1")
+
+
 async def test_only_failures_count_and_giving_up_is_one() -> None:
     limits = limiter(Clock(), login="2/minute")
     for _ in range(5):
