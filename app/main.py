@@ -106,6 +106,7 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
     predictions, versions, aliases = Predictions(database), Versions(database), Aliases(database)
     tokens = SessionTokens(settings.security)
     authenticator = Authenticator(settings, tokens=tokens, users=users, sessions=sessions, keys=keys)
+    stack.push_async_callback(authenticator.aclose)
     limiter = RateLimiter(settings.rate_limits)
     passwords = Passwords()
     stack.callback(passwords.close)

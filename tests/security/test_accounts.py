@@ -98,6 +98,18 @@ async def test_secure_can_be_switched_off_for_plain_http_only(settings: Settings
     await world.aclose()
 
 
+@pytest.mark.parametrize("path", ["register", "login", "refresh", "logout"])
+@pytest.mark.parametrize("headers", [{"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}])
+async def test_no_other_site_logs_anybody_in_or_out_even_without_a_cookie(
+    world: World, path: str, headers: dict[str, str]
+) -> None:
+    await world.user()
+    async with world.client(headers=headers) as client:
+        answer = await client.post(f"/auth/{path}", json={"username": "ada", "password": PASSWORD})
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
 async def test_programs_get_a_token_in_the_body_and_no_cookie(world: World) -> None:
     await world.user()
     form = {"username": "ada", "password": PASSWORD, "grant_type": "password", "scope": "", "client_id": ""}
