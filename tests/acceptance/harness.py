@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parents[2]
-PASSWORD = "correct horse battery staple"
+PASSWORD = "seven quiet hills at dawn"
 
 
 def free_port() -> int:
