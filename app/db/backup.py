@@ -180,17 +180,28 @@ def _check_integrity(path: Path) -> None:
 
 
 def _set_aside(path: Path) -> Path | None:
-    """Renames the database and its log; the new file must never meet the old log."""
-    if not path.exists():
-        _drop(path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm"))
-        return None
-    aside = path.with_name(f"{path.name}.replaced-{_stamp()}")
-    os.replace(path, aside)
-    for suffix in ("-wal", "-shm"):
-        beside = path.with_name(path.name + suffix)
-        if beside.exists():
-            os.replace(beside, aside.with_name(aside.name + suffix))
+    """Keeps the database and its log under another name, then takes the log away: the new file must never meet the old log.
+
+    The database itself stays in its place until the new one replaces it, so that a crash never leaves a gap that the next start
+    would fill with an empty database.
+    """
+    wal, shm = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    aside = None
+    if path.exists():
+        aside = path.with_name(f"{path.name}.replaced-{_stamp()}")
+        if wal.exists():
+            _second_name(wal, aside.with_name(aside.name + "-wal"))
+        _second_name(path, aside)
+        _sync_folder(path.parent)
+    _drop(wal, shm)
     return aside
+
+
+def _second_name(path: Path, name: Path) -> None:
+    try:
+        os.link(path, name)
+    except OSError:  # a file system without hard links
+        _copy_private(path, name)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A process that writes and says what was acknowledged, to be killed or to meet a failing disk.
 
-Run as ``python -m tests.db.child FOLDER serial N`` (one write after the other) or ``... burst N`` (all at once). Prints one line a
-write: ``ack ID`` or ``no ERROR ID``, then ``unavailable REASON``, then ``reads ROWS``.
+Run as ``python -m tests.db.child FOLDER serial N`` (one write after the other) or ``... burst N`` (all at once). Prints one
+line a write: ``ack ID`` or ``no ERROR ID``, then ``unavailable REASON``, then ``reads ROWS``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from app.core.errors import StorageUnavailable
+from app.core.ids import uuid7
 from app.core.settings import Settings
 from app.db.database import Database, open_database
 from app.db.feedback import Feedback
@@ -24,7 +25,7 @@ from tests.db import make
 
 
 async def _one(database: Database, owner: str) -> str:
-    record = make.prediction(owner, id=make.uuid7(), output="x" * 500)
+    record = make.prediction(owner, id=uuid7(), output="x" * 500)
     try:
         await Predictions(database).add(record)
     except StorageUnavailable as error:
@@ -63,9 +64,9 @@ def write_until_killed(folder: str, owner: str, pipe: Pipe) -> None:
 
     async def writer(database: Database) -> None:
         while True:
-            said = make.prediction(owner, id=make.uuid7())
+            said = make.prediction(owner, id=uuid7())
             await Predictions(database).add(said)
-            given = make.feedback(said.id, owner, id=make.uuid7(), idempotency_key=said.id)
+            given = make.feedback(said.id, owner, id=uuid7(), idempotency_key=said.id)
             await Feedback(database).store(given)
             pipe.send_bytes(f"{said.id} {given.id}".encode())
 

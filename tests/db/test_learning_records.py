@@ -190,9 +190,9 @@ async def test_the_export_joins_current_feedback_with_its_predictions(database: 
         stored.append((await repository.store(make.feedback(each.id, rater.id, preferred_over=over)))[0])
     exported = [item async for item in repository.export(batch=3)]
     assert [item[0] for item in exported] == sorted(stored, key=lambda each: each.id)
-    for record, prediction, over in exported:
+    for record, prediction, worse in exported:
         assert prediction.id == record.prediction_id
-        assert (over.id if over else None) == record.preferred_over
+        assert (worse.id if worse else None) == record.preferred_over
 
 
 async def test_a_damaged_feedback_is_an_error_not_an_answer(database: Database, caplog: pytest.LogCaptureFixture) -> None:
@@ -276,7 +276,7 @@ async def test_the_database_itself_refuses_a_second_current_row(database: Databa
             feedback.c.id == stored.id
         ),
     )
-    with pytest.raises(Exception, match="(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique"):
         await database.write(lambda connection: connection.execute(twin))
 
 

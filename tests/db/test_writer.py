@@ -271,7 +271,7 @@ async def test_several_event_loops_may_share_one_database(sqlite: Database) -> N
         return asyncio.run(work())
 
     results = await asyncio.gather(asyncio.to_thread(other_loop), *(Users(sqlite).create(make.user()) for _ in range(10)))
-    assert results[0] >= 10
+    assert results[0] is not None and results[0] >= 10
     assert await Users(sqlite).count() == 20
 
 
