@@ -35,13 +35,15 @@ class HuggingFaceProvider(BaseLLMProvider):
 
     Args:
         timings: when supervision acts; tests use shorter ones.
+        dtype: auto (bfloat16 where the hardware computes with it, else float32), or one of float32, bfloat16, float16.
     """
 
     name = "hf"
 
-    def __init__(self, context: ProviderContext, *, timings: Timings | None = None) -> None:
+    def __init__(self, context: ProviderContext, *, timings: Timings | None = None, dtype: str = "auto") -> None:
         super().__init__(context)
         self._timings = timings
+        self._dtype = dtype
 
     async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
         """See `BaseLLMProvider.open`. ``spec.model``: a catalogue name, a folder, a GGUF file or a Hub name."""
@@ -76,6 +78,7 @@ class HuggingFaceProvider(BaseLLMProvider):
             "name": spec.model,
             "path": None if path is None else str(path),
             "device": spec.device,
+            "dtype": self._dtype,
             "context_tokens": settings.context_tokens,
             "slots": settings.slots,
             "threads": settings.threads,

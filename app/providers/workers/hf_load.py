@@ -74,8 +74,10 @@ def choose_device(wanted: str) -> Any:
     return torch.device(wanted)
 
 
-def choose_dtype(device: Any) -> Any:
-    """bfloat16 where the hardware computes with it, float32 elsewhere."""
+def choose_dtype(wanted: str, device: Any) -> Any:
+    """The torch number type by name; ``auto``: bfloat16 where the hardware computes with it, float32 elsewhere."""
+    if wanted in ("float32", "bfloat16", "float16"):
+        return getattr(torch, wanted)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and _cpu_has_bf16():
@@ -88,11 +90,12 @@ def _cpu_has_bf16() -> bool:
     return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def load(source: Source, *, device: str, cache: Path, digest: str) -> Loaded:
+def load(source: Source, *, device: str, dtype: str, cache: Path, digest: str) -> Loaded:
     """Loads the model and its tokenizer.
 
     Args:
         source: checked files.
+        device, dtype: see `choose_device` and `choose_dtype`.
         cache: where converted GGUF files are kept.
         digest: SHA-256 of the weights; names the converted copy.
 
@@ -100,14 +103,14 @@ def load(source: Source, *, device: str, cache: Path, digest: str) -> Loaded:
         LoadRefused: with words for the caller. Other exceptions mean damaged files, or a kind that transformers does not know.
     """
     place = choose_device(device)
-    dtype = choose_dtype(place)
-    folder = converted(source.path, cache, digest, dtype) if source.is_gguf else source.path
+    number = choose_dtype(dtype, place)
+    folder = converted(source.path, cache, digest, number) if source.is_gguf else source.path
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.is_encoder_decoder or not batchable(config):
         raise LoadRefused(f"Models of the type {config.model_type} cannot be served by this engine.")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        folder, dtype=number, use_safetensors=True, local_files_only=True, trust_remote_code=False
     )
     model = model.to(place).eval()
     text = config.get_text_config()
@@ -116,7 +119,7 @@ def load(source: Source, *, device: str, cache: Path, digest: str) -> Loaded:
         model=model,
         tokenizer=tokenizer,
         device=place,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(number).removeprefix("torch."),
         context_tokens=int(limit) if limit else None,
         end_tokens=_end_tokens(model, tokenizer),
     )
