@@ -24,6 +24,8 @@ BEARER_HOURS = 12
 """Life of a program's bearer token and its session. Longer-lived programs use API keys."""
 GRACE_S = 10.0
 """Seconds for which the immediate predecessor of a refresh token still gets an access token: two tabs, a lost answer."""
+IDLE_DAYS = 14
+"""A browser's session that was not renewed for so long ends, before its absolute life is over."""
 MAX_SESSIONS = 50
 """Live sessions per user; a login beyond ends the oldest."""
 
@@ -128,6 +130,9 @@ class Accounts(Belongings, Administration):
         user = None if session is None else await desk.users.get(session.user_id)
         if session is None or user is None or user.disabled_at is not None:
             raise self._refused_refresh(address, "unknown")
+        if now - session.last_seen_at > timedelta(days=IDLE_DAYS):
+            await desk.sessions.revoke(session.id, now=now)
+            raise self._refused_refresh(address, "idle", session_id=session.id)
         fresh = new_refresh_token(session.id)
         outcome = await desk.sessions.rotate(
             session.id, presented_hash=hash_secret(refresh_token), new_hash=hash_secret(fresh), now=now, grace_s=GRACE_S

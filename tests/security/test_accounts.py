@@ -170,6 +170,8 @@ async def test_wrong_unknown_and_disabled_look_the_same_and_cost_the_same(settin
             seen.add((answer.status_code, answer.text, str(sorted(answer.headers.items()))))
     assert len(seen) == 1
     assert next(iter(seen))[0] == 401
+    assert world.metrics.registry.get_sample_value("aprendiz_logins_total", {"result": "failed"}) == 5
+    assert await world.audit.list() == []
     await world.aclose()
 
 
@@ -297,6 +299,18 @@ async def test_refreshing_does_not_prolong_the_session(world: World) -> None:
             answer = await client.post("/auth/refresh")
         assert answer.status_code == (200 if day < 30 else 401)
         token = cookies_of(answer)[REFRESH][0] if day < 30 else token
+
+
+async def test_a_session_that_nobody_renews_ends(world: World) -> None:
+    await world.user()
+    async with world.client() as client:
+        token = cookies_of(await login(client))[REFRESH][0]
+    world.clock.advance(14 * 86_400 + 1)
+    async with world.client(cookies={REFRESH: token}) as client:
+        assert (await client.post("/auth/refresh")).status_code == 401
+    world.clock.advance(-60)
+    async with world.client(cookies={REFRESH: token}) as client:
+        assert (await client.post("/auth/refresh")).status_code == 401  # ended for good
 
 
 async def test_login_replaces_whatever_session_came_along(world: World) -> None:
