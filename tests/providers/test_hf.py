@@ -92,12 +92,8 @@ async def test_the_contract_holds(base: Path, tiny: Path) -> None:
 async def test_what_is_loaded_is_said(model: HuggingFaceModel) -> None:
     version, props = model.version, await model._engine.client().json("GET", "/props")
     assert (len(version.base_hash or ""), len(version.template_hash or "")) == (64, 64)
-    assert (version.context_tokens, props["slots"], props["device"], props["dtype"]) == (
-        512,
-        4,
-        model.status().device,
-        "float32",
-    )
+    assert (version.context_tokens, props["slots"], props["dtype"]) == (512, 4, "float32")
+    assert props["device"] == model.status().device == "cpu"
     assert "<|im_start|>" in props["chat_template"]
     assert model.capabilities.logprobs
     assert not model.capabilities.tools

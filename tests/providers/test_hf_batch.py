@@ -18,6 +18,7 @@ with warnings.catch_warnings():
 from app.providers.workers.hf_batch import Batcher, Piece, Row, Runtime
 from app.providers.workers.hf_request import Params
 from app.providers.workers.hf_sample import Dice, sample
+from app.providers.workers.hf_text import Decode
 from tests.providers.hf_tiny import make_model, make_tokenizer
 
 pytestmark = pytest.mark.torch
@@ -31,7 +32,7 @@ class Bench:
     def __init__(self, model: Any, *, slots: int = 8, chunk: int = 256, ends: frozenset[int] = frozenset()) -> None:
         self.model = model
         tokenizer = make_tokenizer()
-        self.decode = lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
+        self.decode: Decode = lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
         device = torch.device("cpu")
         runtime = Runtime(model, self.decode, ends, device, slots=slots, chunk=chunk, threads=1)
         self.errors: list[BaseException] = []
@@ -179,7 +180,7 @@ def test_logprobs_are_the_models_own(bench: Callable[..., Bench]) -> None:
     one = bench()
     prompt = [40, 41, 42]
     pieces = one.ask(prompt, 4, logprobs=3)[1]
-    scores = []
+    scores: list[tuple[int, Any]] = []
     while True:
         piece = pieces.get(timeout=PATIENCE_S)
         scores += piece.scores
