@@ -25,6 +25,10 @@ class LastAnswer:
     tokens: int
 
 
+NEW = "new"
+"""As ``conversation_id``: begin one."""
+
+
 class Conversation:
     """A thread of questions and answers. ``model`` None asks for the service's default."""
 
@@ -32,11 +36,11 @@ class Conversation:
         self._client = client
         self.model = model
         self.last: LastAnswer | None = None
-        self._id: str | None = None
+        self._id = NEW
 
     def restart(self) -> None:
         """Forgets the thread: the next question starts a new one."""
-        self._id = None
+        self._id = NEW
         self.last = None
 
     async def ask(self, text: str) -> AsyncGenerator[str, None]:
@@ -46,11 +50,9 @@ class Conversation:
             UpstreamError: the answer was cut off. AprendizError: whatever the service refuses, in its words.
         """
         self.last = None
-        body: dict[str, Any] = {"prompt": text, "stream": True}
+        body: dict[str, Any] = {"prompt": text, "stream": True, "conversation_id": self._id}
         if self.model is not None:
             body["model"] = self.model
-        if self._id is not None:
-            body["conversation_id"] = self._id
         async with contextlib.aclosing(self._client.events("/predict", body)) as events:
             async for name, data in events:
                 if name == "delta":

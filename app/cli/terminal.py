@@ -174,7 +174,9 @@ def model_lines(known: object) -> list[str]:
     """``GET /model`` in a few lines for a person."""
     if not isinstance(known, dict):
         return [visible(known)]
-    return [f"{visible(name)}: {visible(value)}" for name, value in known.items() if isinstance(value, str | int | float)]
+    serving = f"{known.get('provider')}/{known.get('model')} serves ({known.get('state')}, on {known.get('device')})."
+    names = ", ".join(str(name) for name in known.get("aliases", ()))
+    return [visible(serving), visible(f"Names you can ask for: {names}.")]
 
 
 async def _edit_in(editor: list[str], text: str) -> str:

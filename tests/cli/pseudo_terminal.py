@@ -47,11 +47,18 @@ class PseudoTerminal:
         os.write(self._master, text.encode())
 
     def wait_for(self, text: str, *, timeout: float = 30) -> None:
-        """Until ``text`` stands after what was there when something was last typed."""
+        """Until ``text`` stands behind what was waited for last, and behind what was there when something was last typed."""
         deadline = time.monotonic() + timeout
         while text not in self.seen[self._mark :]:
             assert time.monotonic() < deadline, f"{text!r} did not come:\n{self.seen}"
             self._read()
+        self._mark = self.seen.index(text, self._mark) + len(text)
+
+    def say(self, text: str, answer: str) -> None:
+        """Types a line, waits for the answer and then for the next prompt: only then the program reads keys again."""
+        self.type(text + "\r")
+        self.wait_for(answer)
+        self.wait_for(">")
 
     def wait(self, *, timeout: float = 30) -> int:
         """The exit code, once the program has ended."""

@@ -98,21 +98,14 @@ def editor(folder: Path) -> str:
 
 def test_a_conversation_at_a_terminal(service: Service) -> None:
     with terminal(service, EDITOR=editor(service.cli.folder)) as person:
-        person.wait_for("/help lists the commands")
-        person.type("Cusco is the capital\r")
-        person.wait_for("echo/echo")
-        person.type("/good really\r")
-        person.wait_for("Noted as good")
-        person.type("/fix\r")
-        person.wait_for("correction is stored")
-        person.type("/bogus\r")
-        person.wait_for("no command /bogus")
-        person.type("/new\r")
-        person.wait_for("A new conversation")
-        person.type("/bad\r")
-        person.wait_for("no answer to rate")
-        person.type("/help\r")
-        person.wait_for("Ctrl-C stops an answer")
+        person.wait_for(">")
+        person.say("Cusco is the capital", "echo/echo")
+        person.say("/good really", "Noted as good")
+        person.say("/fix", "correction is stored")
+        person.say("/bogus", "no command /bogus")
+        person.say("/new", "A new conversation")
+        person.say("/bad", "no answer to rate")
+        person.say("/help", "Ctrl-C stops an answer")
         person.type("\x04")
         assert person.wait() == 0
     [(current, about), *older] = service.cli.database(feedback)
@@ -126,14 +119,11 @@ def test_a_conversation_at_a_terminal(service: Service) -> None:
 
 def test_turns_share_a_conversation_and_new_starts_another(service: Service) -> None:
     with terminal(service) as person:
-        person.wait_for("/help lists")
-        for text in ("first of them\r", "second of them\r"):
-            person.type(text)
-            person.wait_for("echo/echo")
-        person.type("/new\r")
-        person.wait_for("A new conversation")
-        person.type("third of them\r")
-        person.wait_for("echo/echo")
+        person.wait_for(">")
+        for text in ("first of them", "second of them"):
+            person.say(text, "echo/echo")
+        person.say("/new", "A new conversation")
+        person.say("third of them", "echo/echo")
         person.type("/quit\r")
         assert person.wait() == 0
 
@@ -151,18 +141,31 @@ def test_turns_share_a_conversation_and_new_starts_another(service: Service) -> 
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(service: Service) -> None:
-    with terminal(service, "--model", "echo/slow") as person:
-        person.wait_for("/help lists")
+    service.cli("models", "load", "echo/slow+tag-x")
+    with terminal(service) as person:
+        person.wait_for(">")
         person.type("word " * 400 + "\r")
-        person.wait_for("word")
+        person.wait_for("x:word")
         person.type("\x03")
         person.wait_for("(stopped)")
-        person.type("/model default\r")
-        person.wait_for("From now on")
-        person.type("still here\r")
-        person.wait_for("echo/echo")
+        person.wait_for(">")
+        person.say("still here", "x:here")
+        person.say("/model", "echo/slow+tag-x")
+        person.say("/model nope/x", "From now on")
+        person.say("hello", "There is no model")
         person.type("\x04")
         assert person.wait() == 0
+    service.cli("models", "load", "echo/echo")
+
+    async def states(database: Database) -> list[str]:
+        from sqlalchemy import select
+
+        from app.db.schema import predictions
+
+        wanted = select(predictions.c.status).where(predictions.c.output.startswith("x:word"))
+        return list(await database.read(lambda connection: connection.execute(wanted).scalars().all()))
+
+    assert service.cli.database(states) == ["cancelled"]  # the model was stopped, not only the printing
 
 
 def test_an_answer_cannot_move_the_cursor(service: Service) -> None:
