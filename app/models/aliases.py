@@ -142,7 +142,12 @@ class Aliases:
             if target.record is not None and target.record.version != version.id:
                 data = {"alias": name, "was": target.record.version, "now": version.id}
                 logger.warning("the files behind an alias have changed since it was set", extra={"data": data})
-            record = await self._write(name, target, deployment.spec, version.id, None)
+            try:
+                record = await self._write(name, target, deployment.spec, version.id, None)
+            except AprendizError as error:
+                # It serves all the same; the next load writes it.
+                logger.warning("alias not stored", extra={"data": {"alias": name, "error": error.slug}})
+                continue
             # A switch may have moved the name while we wrote.
             if self._targets[name] is target:
                 self._targets[name] = Target(deployment.spec, record)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from app.core.errors import AprendizError, Overloaded
+from app.core.errors import AprendizError, Overloaded, ShuttingDown
 from app.core.metrics import Metrics
 from app.core.settings import Model
 from app.core.types import EngineState, ModelSpec, VersionInfo
@@ -65,6 +65,7 @@ class Pool:
         self._current: dict[ModelSpec, Deployment] = {}
         self._leaving: set[Deployment] = set()
         self._failures: dict[ModelSpec, Failure] = {}
+        self._closed = False
 
     def find(self, spec: ModelSpec) -> Deployment | None:
         """The deployment that serves ``spec``, loaded or loading."""
@@ -138,7 +139,8 @@ class Pool:
                 self.discard(deployment)
 
     async def aclose(self) -> None:
-        """Closes everything now."""
+        """Closes everything now, and builds nothing any more."""
+        self._closed = True
         await asyncio.gather(*(deployment.aclose() for deployment in self.all()))
 
     def _take_back(self, spec: ModelSpec) -> Deployment | None:
@@ -150,6 +152,8 @@ class Pool:
         return None
 
     def _build(self, spec: ModelSpec) -> Deployment:
+        if self._closed:
+            raise ShuttingDown("The service is shutting down. Try again in a moment.", retry_after=5)
         try:
             provider = self._providers.get(spec.provider)
         except AprendizError as error:

@@ -196,7 +196,7 @@ def test_random_histories_keep_the_promises(seed: int) -> None:
 
 
 class Passed:
-    """Who has been served while a user waited with nothing running: each other user at most once, then it is that one's turn."""
+    """Who has been served while a user waited with nothing running: each other user at most once, then it is its turn."""
 
     def __init__(self) -> None:
         self._by_user: dict[str, set[str]] = {}

@@ -1,0 +1,171 @@
+"""Which earlier turns go into the next prompt: on a real database, and rule by rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.errors import NotFound
+from app.core.ids import uuid7
+from app.core.records import ConversationRecord, PredictionRecord, UserRecord
+from app.core.settings import Memory, Settings
+from app.core.types import ALL_SCOPES, Message, Principal
+from app.db.conversations import Conversations
+from app.db.database import Database, open_database
+from app.db.predictions import Predictions
+from app.db.users import Users
+from app.memory.conversations import ConversationMemory, estimate, title_of, turn_of
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+MOMENTS = itertools.count(1_700_000_000_000)
+"""Ids sort by milliseconds; tests are faster than that."""
+
+
+def user(name: str) -> Principal:
+    return Principal(name, name, "user", frozenset(ALL_SCOPES), "session")
+
+
+def said(conversation: ConversationRecord, messages: list[dict[str, Any]], output: str, **more: Any) -> PredictionRecord:
+    base = PredictionRecord(
+        id=uuid7(now_ms=next(MOMENTS)), user_id=conversation.user_id, created_at=NOW, provider="echo", model="echo",
+        version="v",
+        input={"messages": messages, "sampling": {}}, output=output, finish_reason="stop", prompt_tokens=1,
+        completion_tokens=1, queue_ms=0, first_token_ms=1, total_ms=1, conversation_id=conversation.id,
+    )  # fmt: skip
+    return dataclasses.replace(base, **more)
+
+
+def u(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def a(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = open_database(Settings(data_dir=tmp_path))
+    await database.open()
+    for name in ("ana", "bea"):
+        await Users(database).create(UserRecord(name, name, "user", "hash", NOW))
+    yield database
+    await database.aclose()
+
+
+def memory_of(database: Database, **options: Any) -> ConversationMemory:
+    return ConversationMemory(Conversations(database), Predictions(database), Memory(), **options)
+
+
+async def test_a_conversation_grows_by_its_predictions(database: Database) -> None:
+    memory = memory_of(database)
+    conversation = await memory.open(None, user("ana"), "  What is\nthe sky? ")
+    assert conversation.title == "What is the sky?"
+    assert await memory.history(conversation) == []
+    await Predictions(database).add(said(conversation, [{"role": "system", "content": "Be kind."}, u("Hi")], "Hello"))
+    same = await memory.open(conversation.id, user("ana"), "ignored")
+    assert (same.id, same.title) == (conversation.id, conversation.title)
+    history = await memory.history(same)
+    assert history == [Message("user", "Hi"), Message("assistant", "Hello")]
+    # The next prediction stores what was recalled, too; it must not come back twice.
+    await Predictions(database).add(said(conversation, [u("Hi"), a("Hello"), u("And now?")], "More"))
+    assert [message.content for message in await memory.history(same)] == ["Hi", "Hello", "And now?", "More"]
+
+
+async def test_opening_notes_the_use(database: Database) -> None:
+    memory = memory_of(database)
+    conversation = await memory.open(None, user("ana"), "x")
+    await memory.open(conversation.id, user("ana"), "x")
+    found = await Conversations(database).get(conversation.id, user_id="ana")
+    assert found is not None and found.updated_at >= conversation.updated_at
+
+
+@pytest.mark.parametrize("name", ["bea", "ana"])
+async def test_anothers_and_an_absent_one_are_the_same(database: Database, name: str) -> None:
+    memory = memory_of(database)
+    conversation = await memory.open(None, user("ana"), "secret plans")
+    asked = conversation.id if name == "bea" else uuid7()
+    with pytest.raises(NotFound) as caught:
+        await memory.open(asked, user(name), "x")
+    assert caught.value.detail == "There is no such conversation of yours."
+
+
+@pytest.mark.parametrize("conversation_id", ["", "x", "../x", "a\0b", "1" * 5000, "00000000-0000-4000-8000-000000000000"])
+async def test_what_is_no_id_is_not_looked_up(database: Database, conversation_id: str) -> None:
+    with pytest.raises(NotFound):
+        await memory_of(database).open(conversation_id, user("ana"), "x")
+
+
+async def test_failed_and_cut_answers_are_not_recalled(database: Database) -> None:
+    memory = memory_of(database)
+    conversation = await memory.open(None, user("ana"), "x")
+    for status in ("error", "cancelled"):
+        await Predictions(database).add(said(conversation, [u("bad")], "half", status=status))
+    assert await memory.history(conversation) == []
+
+
+async def test_the_newest_whole_turns_within_the_budget(database: Database) -> None:
+    memory = memory_of(database, count=lambda text: len(text.split()))
+    conversation = await memory.open(None, user("ana"), "x")
+    for index in range(5):
+        await Predictions(database).add(said(conversation, [u(f"question {index}")], f"answer {index}"))
+    # Each turn: two messages of two words, and four tokens around each.
+    recalled = await memory.recall(conversation, 36)
+    assert [message.content for message in recalled.messages] == [
+        text for index in (2, 3, 4) for text in (f"question {index}", f"answer {index}")
+    ]
+    assert (recalled.turns, recalled.left_out, recalled.tokens) == (3, 2, 36)
+    recalled = await memory.recall(conversation, 35)
+    assert (recalled.turns, recalled.left_out, recalled.tokens) == (2, 3, 24)
+
+
+async def test_a_turn_too_long_for_the_budget_ends_the_recall(database: Database) -> None:
+    memory = memory_of(database, count=len)
+    conversation = await memory.open(None, user("ana"), "x")
+    await Predictions(database).add(said(conversation, [u("old")], "short"))
+    await Predictions(database).add(said(conversation, [u("x" * 1000)], "long"))
+    await Predictions(database).add(said(conversation, [u("new")], "short"))
+    recalled = await memory.recall(conversation, 100)
+    assert [message.content for message in recalled.messages] == ["new", "short"], "no holes in the middle"
+    assert recalled.left_out == 2
+    assert (await memory.recall(conversation, 0)).messages == ()
+
+
+async def test_a_tool_result_is_never_recalled_without_its_call(database: Database) -> None:
+    memory = memory_of(database, count=len)
+    conversation = await memory.open(None, user("ana"), "x")
+    call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    first = said(conversation, [u("time? " + "x" * 200)], "", tool_calls=(call,))
+    result = {"role": "tool", "content": "noon", "tool_call_id": "c1"}
+    second = said(conversation, [u("time?"), {**a(""), "tool_calls": [call]}, result], "It is noon.")
+    for prediction in (first, second):
+        await Predictions(database).add(prediction)
+    assert (await memory.recall(conversation, 100)).messages == ()
+    whole = await memory.recall(conversation, 1000)
+    assert [message.role for message in whole.messages] == ["user", "assistant", "tool", "assistant"]
+    assert whole.messages[1].tool_calls == (call,)
+    assert whole.messages[2].tool_call_id == "c1"
+
+
+def test_the_turn_of_a_prediction_is_what_was_new_in_it() -> None:
+    conversation = ConversationRecord("c", "ana", "t", NOW, NOW)
+    turn = turn_of(said(conversation, [{"role": "developer", "content": "x"}, u("1"), a("2"), u("3"), u("4")], "5"))
+    assert [(message.role, message.content) for message in turn] == [("user", "3"), ("user", "4"), ("assistant", "5")]
+    assert turn_of(said(conversation, [], ""))[0].content == ""
+
+
+def test_titles() -> None:
+    assert title_of("") == "New conversation"
+    long = title_of("word " * 100)
+    assert len(long) <= 80 and long.endswith("…")
+    assert len(title_of("x" * 500)) <= 80
+
+
+def test_the_estimate_rounds_up() -> None:
+    assert [estimate(text) for text in ("", "a", "abc", "abcd")] == [0, 1, 1, 2]
