@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.core.records import SessionRecord
 from app.core.settings import Settings
 from app.db.database import Database
 from app.security.tokens import hash_secret
@@ -262,10 +263,13 @@ async def test_refresh_rotates_and_reuse_ends_the_session(world: World) -> None:
         assert again.status_code == 200  # the immediate predecessor, within ten seconds
         assert set(cookies_of(again)) == {ACCESS}
         world.clock.advance(6)
+        async with world.client(cookies={ACCESS: access}) as owner:
+            assert (await owner.get("/auth/me")).status_code == 200
         assert (await late.post("/auth/refresh")).status_code == 401
     async with world.client(cookies={ACCESS: access, REFRESH: second}) as owner:
         assert (await owner.get("/auth/me")).status_code == 401
         assert (await owner.post("/auth/refresh")).status_code == 401
+    assert [line.action for line in await world.audit.list()] == ["session.reuse", "session.begin"]
 
 
 async def test_twenty_refreshes_at_once_make_one_child(world: World) -> None:
@@ -368,6 +372,32 @@ async def test_a_session_begun_during_a_change_of_password_does_not_survive(worl
     await asyncio.gather(*logins, return_exceptions=True)
     live = await world.sessions.list(user.id, now=world.clock.now())
     assert [session.id for session in live] == [principal.session_id]
+
+
+@pytest.mark.parametrize("change", ["password", "disabled", "deleted"])
+async def test_a_session_begun_just_after_such_a_change_does_not_survive(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The change falls between the check of the password and the start of the session, so that its own sweep misses it."""
+    user = await world.user()
+    await world.user("root", role="admin")
+    create = world.sessions.create
+
+    async def change_first(session: SessionRecord) -> None:
+        if change == "password":
+            await world.users.update(user.id, password_hash=await world.passwords.hash(NEW))
+        elif change == "disabled":
+            await world.users.update(user.id, disabled_at=world.clock.now())
+        await create(session)
+        if change == "deleted":
+            await world.users.delete(user.id)
+
+    monkeypatch.setattr(world.sessions, "create", change_first)
+    async with world.client() as client:
+        answer = await login(client)
+    assert answer.status_code == 401
+    assert "set-cookie" not in answer.headers
+    assert await world.sessions.list(user.id, now=world.clock.now()) == []
 
 
 async def test_the_hash_is_made_anew_when_parameters_change(settings: Settings, database: Database) -> None:
