@@ -224,7 +224,7 @@ class Engine:
             pause = min(pause * 1.5, 0.25)
 
     def _load_error(self, worker: Worker) -> AprendizError:
-        status = worker.exited.result()
+        status = worker.exit_status
         data = {"model": self._label, "status": status, "log": list(self._log)[-_LOG_TAIL:]}
         logger.warning("engine stopped while it loaded", extra={"data": data})
         if worker.failure is not None:
@@ -264,7 +264,7 @@ class Engine:
         while True:
             await asyncio.wait({worker.exited}, timeout=timings.health_interval_s)
             if worker.exited.done():
-                self._error = f"The engine process ended ({_how(worker.exited.result())})."
+                self._error = f"The engine process ended ({_how(worker.exit_status)})."
                 return
             if await client.healthy(timeout_s=timings.health_timeout_s):
                 last_ok, misses = time.monotonic(), 0

@@ -30,10 +30,23 @@ _PASSED_ON_PREFIXES = ("OMP_", "GOMP_", "CUDA_", "NVIDIA_", "GGML_")
 logger = logging.getLogger(__name__)
 
 
+class _Protocol(asyncio.subprocess.SubprocessStreamProtocol):
+    """Says when the process is gone. ``Process.wait`` waits for its pipes too, and a child of it may hold them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit=1 << 16, loop=loop)
+        self.gone: asyncio.Future[None] = loop.create_future()
+
+    def process_exited(self) -> None:
+        if not self.gone.done():
+            self.gone.set_result(None)
+        super().process_exited()
+
+
 class Worker:
     """A running worker process. Made by `spawn`; `stop` must be called in the end, also when it died by itself."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: deque[str]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, exited: asyncio.Future[None], log: deque[str]) -> None:
         loop = asyncio.get_running_loop()
         self.pid = process.pid
         self.log = log
@@ -41,16 +54,19 @@ class Worker:
         """Set by the worker's report that it accepts connections."""
         self.failure: AprendizError | None = None
         """Why the worker gave up, in its own words."""
+        self.exited = exited
+        """Done when the process is gone and reaped; then `exit_status` is there."""
         self._process = process
         self._readers = (
             asyncio.create_task(self._read_reports()),
             asyncio.create_task(self._read_log()),
         )
-        self.exited: asyncio.Task[int] = asyncio.create_task(self._wait())
-        """Done when the process is gone and reaped; its exit status, negative for a signal."""
 
-    async def _wait(self) -> int:
-        return await self._process.wait()
+    @property
+    def exit_status(self) -> int:
+        """The exit status once it is gone, negative for a signal."""
+        status = self._process.returncode
+        return 0 if status is None else status
 
     def rss_bytes(self) -> int | None:
         """Resident memory now, or None where the system does not say."""
@@ -134,8 +150,10 @@ async def spawn(module: str, config: Mapping[str, Any], *, cwd: Path, env: Mappi
     Raises:
         ModelLoadFailed: the system does not start another process.
     """
+    loop = asyncio.get_running_loop()
     try:
-        process = await asyncio.create_subprocess_exec(
+        transport, protocol = await loop.subprocess_exec(
+            lambda: _Protocol(loop),
             sys.executable,
             "-P",
             "-m",
@@ -149,7 +167,7 @@ async def spawn(module: str, config: Mapping[str, Any], *, cwd: Path, env: Mappi
         )
     except OSError as error:
         raise ModelLoadFailed(f"The system refused to start an engine process ({error.strerror}).") from error
-    worker = Worker(process, log)
+    worker = Worker(asyncio.subprocess.Process(transport, protocol, loop), protocol.gone, log)
     try:
         await worker.feed({**config, "parent_pid": os.getpid()})
     except BaseException:

@@ -235,14 +235,17 @@ async def test_start_that_is_cancelled_leaves_no_process(runtime_dir: Path) -> N
     assert not alive(pid)
 
 
-async def test_what_the_worker_started_ends_with_it(runtime_dir: Path) -> None:
+async def test_what_the_worker_started_ends_with_it(runtime_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(runtime_dir, grandchild=True) as engine:
         pid = engine.status().pid
         assert pid is not None
         await until(lambda: len(group(pid)) == 2)
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: engine.status().state is EngineState.READY and engine.status().pid != pid)
+        await until(lambda: engine.status().restarts == 1 and engine.status().state is EngineState.READY)
         assert group(pid) == []
+        assert any("SIGKILL" in str(record.__dict__.get("data")) for record in caplog.records), (
+            "noticed by its end, not by silence"
+        )
         second = engine.status().pid
         assert second is not None
     assert group(second) == []
