@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, async_playwright, expect
 
 from tests.acceptance.harness import ServiceProcess
 
@@ -44,6 +44,7 @@ async def browser() -> AsyncIterator[Browser]:
     """A Chromium that can reach nothing but this machine."""
     if CHROMIUM is None:
         pytest.skip("There is no Chromium here (`apt-get install chromium`).")
+    expect.set_options(timeout=20_000)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -167,7 +168,7 @@ class Site:
     async def open(self, browser: Browser, path: str = "/login", **options: Any) -> tuple[Page, Watch]:
         """A page of a new browser profile."""
         context = await browser.new_context(**{"locale": "en-GB", "viewport": {"width": 1100, "height": 800}, **options})
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(20_000)
         page = await context.new_page()
         watch = Watch(self.url, page).start()
         await page.goto(self.url + path)

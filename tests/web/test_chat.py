@@ -71,6 +71,21 @@ async def test_trouble_is_told_in_place_and_tried_again(site: Site, browser: Bro
     assert [error for error in watch.errors if "ERR_INTERNET_DISCONNECTED" not in error] == []
 
 
+async def test_a_service_that_is_not_ready_says_so(site: Site, browser: Browser) -> None:
+    page, watch = await site.enter(browser, "bob")
+    await page.locator("#message").fill("kept")
+    await page.route(
+        "**/auth/me", lambda route: route.fulfill(status=503, json={"detail": "Not yet."}, headers={"retry-after": "2"})
+    )
+    await page.reload()
+    await expect(page.get_by_role("alert")).to_contain_text("The service is busy or not ready. Not yet. Try again in 2 s.")
+    await expect(page.locator("#message")).to_be_hidden()
+    await page.unroute("**/auth/me")
+    await page.get_by_role("button", name="Try again").click()
+    await expect(page.locator("#message")).to_have_value("kept")
+    watch.clean()
+
+
 async def test_earlier_turns_are_recalled(site: Site, browser: Browser) -> None:
     page, watch = await site.enter(browser, "cleo")
     await ask(page, "alpha")
@@ -105,6 +120,7 @@ async def test_another_answer_can_be_compared_with_the_first(site: Site, browser
     for verdict in ("Worse", "Better"):
         await expect(page.get_by_role("group", name="Is this answer better")).to_be_hidden()
         await page.get_by_role("button", name="Regenerate").click()
+        await expect(page.locator(".saved")).to_be_empty()
         await page.get_by_role("button", name=verdict).click()
         await expect(page.get_by_text(f"Saved: {verdict.lower()} than before")).to_be_visible()
     query = """SELECT f.prediction_id, f.rating, f.preferred_over FROM feedback f JOIN users u ON u.id = f.user_id

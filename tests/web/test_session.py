@@ -62,7 +62,9 @@ async def test_expired_access_is_renewed_unseen(site: Site, browser: Browser) ->
     await page.keyboard.press("Enter")
     await expect(page.locator(".turn .words").first).to_have_text("still here")
     assert watch.answered == [401]
-    # Two calls that find it expired together share one renewal: a rotated token shown twice would end the session.
+    # Calls that find it expired together share one renewal: a rotated token shown late would end the session.
+    renewals: list[str] = []
+    page.on("request", lambda request: renewals.append(request.url) if request.url.endswith("/auth/refresh") else None)
     await page.context.clear_cookies(name="aprendiz")
     states = await page.evaluate(
         """async () => {
@@ -72,6 +74,7 @@ async def test_expired_access_is_renewed_unseen(site: Site, browser: Browser) ->
         }"""
     )
     assert states == [200] * 5
+    assert len(renewals) == 1
     watch.clean()
 
 

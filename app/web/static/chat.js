@@ -91,9 +91,11 @@ async function ask(turn) {
   const view = chat.views[chat.turns.indexOf(turn)];
   if (turn.state === "done") {
     // Another answer to the first question is simply a new conversation; later on, only the page knows which answer stands.
-    if (chat.turns[0] === turn) chat.conversation = null;
+    if (chat.turns[0] === turn && chat.turns.length === 1) chat.conversation = null;
     else chat.forked = true;
   }
+  // An answer in the middle would come last in what the service recalls.
+  if (turn !== chat.turns.at(-1)) chat.forked = true;
   // What was said of the answer before this one stays known, so that the two can be compared.
   const before = turn.state === "done" ? { id: turn.id, rating: turn.rating, correction: turn.correction } : turn.before;
   for (const key of Object.keys(turn)) if (key !== "prompt") delete turn[key];
@@ -191,8 +193,14 @@ function showModel({ provider, model, version, state, error }) {
 
 async function watchModel() {
   for (let turn = 0; turn < MODEL_POLLS; turn++) {
-    // A stopped engine starts with the first question: nothing to wait for.
-    if (!showModel(await callJson("/model"))) return;
+    try {
+      // A stopped engine starts with the first question: nothing to wait for.
+      if (!showModel(await callJson("/model"))) return;
+    } catch (error) {
+      // Only the badge suffers; an ended session tells itself with the next question.
+      if (!(error instanceof Problem)) throw error;
+      byId("model").textContent = error.title;
+    }
     await new Promise((resolve) => { setTimeout(resolve, MODEL_POLL_MS); });
   }
 }
@@ -249,6 +257,8 @@ function listen() {
     });
   }
   // A reload loses nothing that was typed; after log-out there is no user, and nothing may be written again.
+  // A page from the browser's back-forward cache may be another user's, or long signed out.
+  window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
   window.addEventListener("pagehide", () => { if (chat.user !== null) remember(); });
 }
 
@@ -281,11 +291,26 @@ async function start() {
   growing(message);
   atEnd.follow();
   message.focus();
-  await watchModel();
+  watchModel();
+}
+
+/** The service did not say who is here: nothing works, so nothing but the trouble and a way out is shown. */
+function unreachable(error) {
+  ready("chat_title");
+  for (const id of ["empty", "composer", "keys", "sign-out"]) byId(id).hidden = true;
+  const box = template.content.querySelector(".trouble").cloneNode(true);
+  box.querySelector("strong").textContent = error.title;
+  box.querySelector("span").textContent = error.detail;
+  const again = document.createElement("button");
+  again.type = "button";
+  again.textContent = t("retry");
+  again.addEventListener("click", () => location.reload());
+  box.append(again);
+  box.hidden = false;
+  byId("turns").append(box);
 }
 
 start().catch((error) => {
-  ready("chat_title");
-  byId("model").textContent = error instanceof Problem ? `${error.title} ${error.detail}` : t("error_500");
   if (!(error instanceof Problem)) throw error;
+  unreachable(error);
 });

@@ -49,6 +49,7 @@ export class TurnView {
     this.#drawing = 0;
     const { state, text, id, finish } = this.#data;
     const streaming = state === "streaming";
+    if (streaming) this.#say("");
     this.node.setAttribute("aria-busy", String(streaming));
     this.#find(".waiting").hidden = !streaming || text !== "";
     this.#words.show(text);
