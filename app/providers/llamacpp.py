@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.core.errors import InvalidRequest, ModelLoadFailed, UnknownModel, UpstreamError
+from app.core.errors import AprendizError, InvalidRequest, ModelLoadFailed, UnknownModel, UpstreamError
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
 from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
 from app.providers.engine import Engine, Timings
@@ -102,7 +102,7 @@ async def _describe(spec: ModelSpec, engine: Engine, base_hash: str) -> tuple[Ve
         tools = bool(props["chat_template_caps"]["supports_tools"])
         template = str(props["chat_template"])
         context = int(props["default_generation_settings"]["n_ctx"])
-    except (KeyError, TypeError, ValueError, UpstreamError) as error:
+    except (KeyError, TypeError, ValueError, AprendizError) as error:
         raise ModelLoadFailed("The engine loaded the model and does not say what it is.") from error
     version = version_info(
         "llamacpp",
