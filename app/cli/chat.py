@@ -39,7 +39,6 @@ async def _chat(message: str | None, *, model: str | None, url: str | None, key:
     from app.cli.client import ServiceClient
     from app.cli.conversation import Conversation
     from app.cli.credential import credential
-    from app.cli.terminal import Terminal
 
     settings = load_config().settings
     address = service_url(settings, url)
@@ -60,6 +59,8 @@ async def _chat(message: str | None, *, model: str | None, url: str | None, key:
         if message is not None:
             await _answer_once(conversation, message)
         else:
+            from app.cli.terminal import Terminal
+
             await Terminal(conversation, address).run()
 
 
