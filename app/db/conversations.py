@@ -5,11 +5,11 @@ from __future__ import annotations
 import builtins
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, select, update
 
 from app.core.records import ConversationRecord
 from app.db.database import Database
-from app.db.rows import record_of, records_of, values_of
+from app.db.rows import add, record_of, records_of
 from app.db.schema import conversations
 
 
@@ -20,8 +20,8 @@ class Conversations:
         self._database = database
 
     async def create(self, conversation: ConversationRecord) -> None:
-        """Adds one."""
-        await self._database.write(lambda connection: connection.execute(insert(conversations).values(values_of(conversation))))
+        """Adds one. Raises Conflict as `app.db.rows.add`."""
+        await add(self._database, conversations, conversation)
 
     async def get(self, conversation_id: str, *, user_id: str) -> ConversationRecord | None:
         """A user's conversation, or None: absent and another's are the same."""

@@ -26,7 +26,7 @@ DAMAGED = (
     "`aprendiz db restore`."
 )
 _FULL = "There is no space left for the database. Reading goes on; free some space and send it again."
-_BUSY = "Another process keeps the database locked. Try again in a moment."
+_BUSY = "The database is locked by other writers. Try again in a moment."
 _READ_ONLY = "The database cannot be written: the file or its disk is read-only. Make it writable and send it again."
 _NO_MEMORY = "There was not enough memory for the database. Try again in a moment."
 _CANNOT_OPEN = "The database file cannot be opened. Check that the data directory is there and writable."
@@ -63,9 +63,11 @@ _SQLITE = {
     sqlite3.SQLITE_NOMEM: Failure(StorageUnavailable(_NO_MEMORY, retry_after=1)),
 }
 # SQLSTATE of PostgreSQL: two-character classes, then whole codes.
-_POSTGRES_CLASSES = {"08": _LOST, "57": _LOST, "58": _LOST, "53": _LOST, "XX": DAMAGED, "25": _READ_ONLY}
+_POSTGRES_CLASSES = {"08": _LOST, "57": _LOST, "58": _LOST, "53": _LOST, "XX": DAMAGED, "25": _READ_ONLY, "40": _BUSY}
 _POSTGRES_FULL = "53100"
-_POSTGRES_RETRY = frozenset({"40001", "40P01", "23505"})
+_POSTGRES_RETRY = frozenset({"40001", "40P01"})
+_POSTGRES_UNIQUE = "23505"
+_UNIQUE_ATTEMPTS = 3
 
 
 def failure_of(error: BaseException) -> Failure | None:
@@ -93,9 +95,10 @@ def _postgres(error: DBAPIError) -> Failure | None:
     return None
 
 
-def may_retry(error: BaseException) -> bool:
+def may_retry(error: BaseException, attempt: int) -> bool:
     """Whether PostgreSQL asks for the whole transaction again: a serialization failure, a deadlock, a lost race for a key."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _POSTGRES_RETRY
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    return state in _POSTGRES_RETRY or (state == _POSTGRES_UNIQUE and attempt < _UNIQUE_ATTEMPTS)
 
 
 def fresh(error: StorageUnavailable) -> StorageUnavailable:

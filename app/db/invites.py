@@ -5,12 +5,12 @@ from __future__ import annotations
 import builtins
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, select
 
 from app.core.records import InviteRecord
 from app.core.types import Role
 from app.db.database import Database
-from app.db.rows import records_of, values_of
+from app.db.rows import add, records_of
 from app.db.schema import invites
 
 
@@ -21,8 +21,8 @@ class Invites:
         self._database = database
 
     async def create(self, invite: InviteRecord) -> None:
-        """Adds one."""
-        await self._database.write(lambda connection: connection.execute(insert(invites).values(values_of(invite))))
+        """Adds one. Raises Conflict as `app.db.rows.add`."""
+        await add(self._database, invites, invite)
 
     async def list(self, *, now: datetime) -> builtins.list[InviteRecord]:
         """Those that can still be used, newest first."""

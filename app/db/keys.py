@@ -5,11 +5,11 @@ from __future__ import annotations
 import builtins
 from datetime import datetime
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 
 from app.core.records import KeyRecord
 from app.db.database import Database
-from app.db.rows import record_of, records_of, values_of
+from app.db.rows import add, record_of, records_of
 from app.db.schema import api_keys
 
 
@@ -20,8 +20,8 @@ class Keys:
         self._database = database
 
     async def create(self, key: KeyRecord) -> None:
-        """Adds one."""
-        await self._database.write(lambda connection: connection.execute(insert(api_keys).values(values_of(key))))
+        """Adds one. Raises Conflict as `app.db.rows.add`."""
+        await add(self._database, api_keys, key)
 
     async def by_hash(self, key_hash: str) -> KeyRecord | None:
         """The key with that hash, revoked and expired ones too, or None."""

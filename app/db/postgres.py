@@ -7,11 +7,13 @@ behind SQLite's one writer; a lost race comes back as a serialization failure an
 from __future__ import annotations
 
 import asyncio
-import logging
+import itertools
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, text
@@ -25,11 +27,9 @@ from app.db.database import Database, T
 from app.db.failures import may_retry, reraise
 from app.db.location import Location
 
-_log = logging.getLogger(__name__)
-
 _CONNECTIONS = 8
-_ATTEMPTS = 12
 _DEADLINE_S = 5.0
+_RETRY_S = 4.0
 _SLOW = "The database server does not answer in time. Try again in a moment; the write may have been stored."
 
 
@@ -41,6 +41,7 @@ class PostgresDatabase(Database):
         self._metrics = metrics
         self._engine: Engine | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._turns = threading.Lock()
 
     async def open(self) -> None:
         if self._engine is None:
@@ -96,15 +97,19 @@ class PostgresDatabase(Database):
 
     def _write(self, engine: Engine, fn: Callable[[Connection], T]) -> T:
         serializable = engine.execution_options(isolation_level="SERIALIZABLE")
-        for attempt in range(1, _ATTEMPTS + 1):
+        give_up = time.monotonic() + _RETRY_S
+        for attempt in itertools.count(1):
             started = time.monotonic()
+            # Who lost a race, and whoever comes while there is one, takes turns: else many writers of one row could all lose.
+            turns = self._turns if attempt > 1 or self._turns.locked() else nullcontext()
             try:
-                with serializable.connect() as connection, connection.begin():
+                with turns, serializable.connect() as connection, connection.begin():
                     result = fn(connection)
             except SQLAlchemyError as error:
-                if not may_retry(error) or attempt == _ATTEMPTS:
+                if started > give_up or not may_retry(error, attempt):
                     raise
-                time.sleep(random.uniform(0, 0.005 * 2 ** min(attempt, 5)))  # noqa: S311 - jitter, not a secret
+                # Other processes do not see our turns; a little chance keeps them out of step.
+                time.sleep(random.uniform(0, 0.01))  # noqa: S311 - jitter, not a secret
             else:
                 self._observe(time.monotonic() - started)
                 return result

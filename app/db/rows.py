@@ -6,9 +6,22 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from sqlalchemy import Row, RowMapping
+from sqlalchemy import Row, RowMapping, Table, insert
+from sqlalchemy.exc import IntegrityError
+
+from app.core.errors import Conflict
+from app.db.database import Database
 
 R = TypeVar("R")
+
+
+async def add(database: Database, table: Table, record: Any) -> None:
+    """Inserts a record. Raises Conflict where it exists, or where the account that it belongs to was deleted meanwhile."""
+    query = insert(table).values(values_of(record))
+    try:
+        await database.write(lambda connection: connection.execute(query))
+    except IntegrityError as error:
+        raise Conflict("It exists already, or the account that it belongs to was deleted meanwhile.") from error
 
 
 def values_of(record: Any, **changes: Any) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import builtins
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select, update
 
 from app.core.records import Rotation, SessionRecord
 from app.db.database import Database
-from app.db.rows import record_of, records_of, values_of
+from app.db.rows import add, record_of, records_of
 from app.db.schema import sessions
 
 
@@ -20,8 +20,8 @@ class Sessions:
         self._database = database
 
     async def create(self, session: SessionRecord) -> None:
-        """Adds a login."""
-        await self._database.write(lambda connection: connection.execute(insert(sessions).values(values_of(session))))
+        """Adds a login. Raises Conflict as `app.db.rows.add`."""
+        await add(self._database, sessions, session)
 
     async def get(self, session_id: str) -> SessionRecord | None:
         """The login with that id, ended ones too, or None."""

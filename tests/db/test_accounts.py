@@ -275,3 +275,18 @@ async def test_keys_are_found_listed_touched_and_revoked(database: Database) -> 
     ended = await keys.by_hash(one.key_hash)
     assert ended is not None
     assert (ended.revoked_at, ended.last_used_at) == (NOW, LATER)
+
+
+async def test_nothing_is_added_to_an_account_that_is_gone(database: Database) -> None:
+    stored = await make.stored_user(database)
+    key = make.key(stored.id)
+    await Keys(database).create(key)
+    for attempt in (
+        Keys(database).create(key),
+        Keys(database).create(make.key(uuid7())),
+        Sessions(database).create(make.session(uuid7())),
+        Conversations(database).create(make.conversation(uuid7())),
+        Invites(database).create(make.invite(created_by=uuid7())),
+    ):
+        with pytest.raises(Conflict):
+            await attempt

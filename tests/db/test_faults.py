@@ -235,6 +235,7 @@ def test_a_killed_process_loses_nothing_that_it_acknowledged(settings: Settings,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_process_killed_many_times_loses_nothing(settings: Settings, owner: str) -> None:
     assert _kill_rounds(settings.data_dir, owner, 120) > 120
 

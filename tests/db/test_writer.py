@@ -185,10 +185,17 @@ async def test_closing_finishes_what_is_queued(settings: Settings) -> None:
 
 async def test_durability_settings_are_in_force(sqlite: Database) -> None:
     def settings_of(connection: Connection) -> dict[str, Any]:
-        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "secure_delete")
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "secure_delete", "wal_autocheckpoint")
         return {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in names}
 
-    wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000, "secure_delete": 1}
+    wanted = {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "busy_timeout": 5000,
+        "secure_delete": 1,
+        "wal_autocheckpoint": 0,
+    }
     assert await sqlite.write(settings_of) == wanted
     assert (await sqlite.read(settings_of))["journal_mode"] == "wal"
 
