@@ -188,9 +188,7 @@ def _download(name: str, token: str | None) -> Source:
         if not any(file.endswith(".safetensors") and "/" not in file for file in files):
             raise LoadRefused("This model has no weights in the safetensors format; pickled weights are never loaded.")
         wanted, unwanted = list(_WANTED), list(_UNWANTED)
-        folder = Path(
-            snapshot_download(name, revision=info.sha, token=token, allow_patterns=wanted, ignore_patterns=unwanted)
-        )
+        folder = Path(snapshot_download(name, revision=info.sha, token=token, allow_patterns=wanted, ignore_patterns=unwanted))
     except LoadRefused:
         raise
     except GatedRepoError:
