@@ -52,6 +52,7 @@ class SqliteDatabase(Database):
             self._lock = open_lock(self._path)
             migrate.upgrade_sqlite(self._location, self._lock)
             self._write_engine = sqlite_engine(self._path, write=True)
+            self._write_engine.raw_connection().close()  # kept in its pool; the last to close, it tidies the log away
             self._readers = sqlite_engine(self._path, write=False, pool_size=_READERS)
             # The pool keeps it: while a reader holds the file, a writer that drops its connection after an error moves no log.
             _read(

@@ -181,6 +181,7 @@ async def test_closing_finishes_what_is_queued(settings: Settings) -> None:
     await again.ping()
     assert await again.read(_count) == 200
     await again.aclose()
+    assert not list(settings.data_dir.glob("*-wal"))
 
 
 async def test_durability_settings_are_in_force(sqlite: Database) -> None:
