@@ -83,9 +83,14 @@ def create_app(settings: Settings, *, announce: Callable[[str], None] | None = N
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+        },  # ours are Prometheus and the log; this costs each request
         middleware=_middleware(settings.server, metrics, templates),
     )
-    problems.register(app)
+    problems.register(app, methods_of=functools.partial(openapi.methods_of, app))
     app.router.routes.extend([predict.route(), socket.route()])
     for module in (auth, feedback, model, conversations, health, openapi):
         app.include_router(module.router)

@@ -17,7 +17,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute, compile_path
 
 from app.api import docs_page
 from app.api.answers import AnswerOut
@@ -130,6 +130,11 @@ def templates(app: FastAPI) -> dict[Any, str]:
     """Endpoint to path of the plain routes; FastAPI names its own in the scope. For the labels of metrics."""
     plain: list[BaseRoute] = [route for route in app.routes if type(route) in (Route, WebSocketRoute)]
     return {known.endpoint: known.path for known in inventory(plain)}
+
+
+def methods_of(app: FastAPI, path: str) -> set[str]:
+    """All HTTP methods that the routes of ``path`` know."""
+    return {method for known in inventory(app.routes) if compile_path(known.path)[0].match(path) for method in known.methods}
 
 
 def install(app: FastAPI) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -98,11 +98,21 @@ def response_of(error: BaseException) -> Response:
     return _response(body, headers_of(error))
 
 
-def register(app: FastAPI) -> None:
-    """Adds the handlers for everything that is raised inside the router."""
+def register(app: FastAPI, *, methods_of: Callable[[str], Iterable[str]]) -> None:
+    """Adds the handlers for everything that is raised inside the router.
+
+    ``methods_of``: all methods of a path, for the header Allow; the router itself names only those of one of its routes.
+    """
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        response = _http_response(cast("HTTPException", error))
+        if response.status_code == 405:
+            response.headers["Allow"] = ", ".join(sorted(methods_of(request.scope["path"])))
+        return response
+
     app.add_exception_handler(AprendizError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(HTTPException, on_http)
 
 
 class Problems:
@@ -152,10 +162,6 @@ def log_failure(error: BaseException) -> None:
 async def _on_error(request: Request, error: Exception) -> Response:
     log_failure(error)
     return response_of(error)
-
-
-async def _on_http(request: Request, error: Exception) -> Response:
-    return _http_response(cast("HTTPException", error))
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:

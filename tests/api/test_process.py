@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket as socketlib
 import threading
 import time
 from collections.abc import Iterator
@@ -135,9 +136,9 @@ def test_the_old_entry_point_serves_the_same_and_says_so_once(tmp_path: Path) ->
 
 
 def test_a_taken_port_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with started(tmp_path) as first:
-        other = tmp_path / "other"
-        other.mkdir()
-        with pytest.raises((AssertionError, httpx.HTTPError)), started(other, APRENDIZ_SERVER__PORT=str(first.port)):
+    with socketlib.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises((AssertionError, httpx.HTTPError)), started(tmp_path, APRENDIZ_SERVER__PORT=str(port)):
             pass
-        assert "Cannot listen on 127.0.0.1 port" in (other / "log").read_text()
+    assert (tmp_path / "log").read_text().startswith(f"Cannot listen on 127.0.0.1 port {port}")
+    assert not (tmp_path / "data" / "aprendiz.db").exists()

@@ -154,6 +154,7 @@ def test_other_methods_are_405(service: Service, credentials: dict[str, str], me
         for other in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - known:
             answer = ask(client, other, path, headers={"Authorization": f"Bearer {credentials[ADMIN]}"})
             assert answer.status_code == 405, (other, answer.status_code)
+            assert set(answer.headers["allow"].split(", ")) - {"HEAD"} == known
 
 
 def test_the_cookie_gives_the_same(service: Service) -> None:
