@@ -34,7 +34,7 @@ from app.providers.engine import Timings
 from app.providers.llamacpp import LlamaCppProvider
 
 MakeContext = Callable[..., ProviderContext]
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
 FAST = Timings(health_interval_s=0.2, health_timeout_s=2, wedged_after_s=4, backoff_first_s=0.1)
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
