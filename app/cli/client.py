@@ -88,8 +88,10 @@ class ServiceClient:
         try:
             async with self._session.request(method, self._url + path, json=body, timeout=timeout) as response:
                 yield response
-        except (aiohttp.ClientConnectionError, aiohttp.InvalidURL) as error:
+        except (aiohttp.ClientConnectionError, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise Unavailable(f"No service answers at {self._url}. Start it with `aprendiz serve`, or pass --url.") from error
+        except aiohttp.ClientPayloadError as error:
+            raise UpstreamError("The connection broke off before the end of the answer. Ask again.") from error
         except (aiohttp.ClientError, ValueError) as error:
             raise UpstreamError(f"The answer of {self._url} cannot be read; is it an Aprendiz service?") from error
         except TimeoutError as error:
