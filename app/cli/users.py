@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from app.cli.context import audit, load_config, opened, run, user_named
+from app.cli.context import audit, load_config, opened, run, service_url, user_named
 from app.cli.output import EXIT_USAGE, confirm, data, emit_json, public, say, table, visible, when
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def invite(
 
     run(work())
     data(token)
-    base = settings.server.public_url or f"http://{settings.server.host}:{settings.server.port}"
+    base = settings.server.public_url.rstrip("/") or service_url(settings, None)
     say(f"One-time invite for a new {role}, good until {when(expires)} UTC. As a link: {base}/setup#invite=TOKEN")
 
 
