@@ -120,7 +120,7 @@ def test_a_failed_sync_of_a_checkpoint_stops_all_writing(settings: Settings, own
     database = settings.data_dir / "aprendiz.db"
     outcome = run_child(settings.data_dir, "burst", 1100, inject="fdatasync:error=EIO:when=1", only=database)
     assert any("INJECTED" in call and "aprendiz.db>" in call for call in outcome.calls)
-    assert len(outcome.acknowledged) >= 1100
+    assert len(outcome.acknowledged) >= 1000  # the checkpoint follows the thousandth; what came after it may be refused
     assert "until the service is restarted" in outcome.unavailable
     assert set(outcome.acknowledged) <= stored_ids(settings.data_dir)
 
