@@ -137,7 +137,7 @@ class World:
     def _app(self) -> Any:
         app = FastAPI()
         app.include_router(auth.router)
-        problems.register(app)
+        problems.register(app, methods_of=lambda path: ())
         parts: dict[str, Any] = dict.fromkeys(Services.__dataclass_fields__)
         for name in parts:
             parts[name] = getattr(self, name, None)
