@@ -230,7 +230,7 @@ def _providers(settings: Settings, stack: contextlib.AsyncExitStack) -> Provider
 
 async def _announce(services: Services, say: Callable[[str], None]) -> None:
     address = address_of(services.settings)
-    say(f"Aprendiz {__version__} listens on {address}")
+    say(f"Aprendiz {__version__}: {address}")
     invite = await services.accounts.first_run_invite()
     if invite is not None:
         say(f"There is no admin yet. Become one here (once, within {services.settings.security.invite_hours} hours):")
