@@ -115,6 +115,11 @@ class Model(Section):
         512, ge=1, le=1_048_576, description="Longest answer where the caller names no limit, and the default."
     )
     temperature: float = Field(0.2, ge=0, le=2, description="Sampling temperature where the caller names none.")
+    system_prompt: str = Field(
+        "You are a helpful assistant.",
+        max_length=20_000,
+        description="System message where a request has none; stored with the prediction. Empty: the model's own default.",
+    )
     queue: int = Field(256, ge=0, le=100_000, description="Requests that may wait for a slot; one more is refused with 503.")
     queue_per_user: int = Field(32, ge=0, le=100_000, description="Of these, per user; one more is refused with 429.")
     queue_timeout_s: float = Field(30, gt=0, le=3600, description="Longest wait for a slot; then 503 with Retry-After.")

@@ -15,6 +15,7 @@ from app.core.errors import InvalidRequest
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe]")
 # Prompts may come from Windows editors, so they may also hold a carriage return.
 _FORBIDDEN_IN_PROMPT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe]")
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _BASE64_RUN = re.compile(r"[A-Za-z0-9+/_-]{400,}={0,2}")
 # First bytes of PNG, JPEG, GIF, PDF, zip, gzip, ELF and PE once read as Latin-1 or UTF-8 text, or base64-encoded.
 _MAGIC_TEXT = ("\x89PNG", "%PDF-", "PK\x03\x04", "\x7fELF", "GIF87a", "GIF89a", "MZ\x90", "\u00ff\u00d8\u00ff", "\x1f\u008b")
@@ -53,6 +54,14 @@ def check_not_binary(value: str, *, field: str) -> str:
         if _is_base64_blob(run.group()):
             raise InvalidRequest(f"{field} holds a base64 blob; send text.", field=field)
     return value
+
+
+def storable(text: str) -> str:
+    """``text`` with NUL and lone surrogates, which a database cannot hold, as U+FFFD.
+
+    For what a model wrote: it is kept, not refused.
+    """
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def _is_base64_blob(run: str) -> bool:

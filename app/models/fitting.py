@@ -1,5 +1,5 @@
-"""Makes a request fit a loaded model: its defaults filled in, its limits kept. Refuses what the model cannot do; changes no
-message."""
+"""Makes a request fit a loaded model: its defaults filled in (a system message too), its limits kept. Refuses what the model
+cannot do; changes no message of the caller's."""
 
 from __future__ import annotations
 
@@ -27,11 +27,23 @@ async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) 
     if not request.messages:
         raise InvalidRequest("messages is empty.", field="messages")
     _check_abilities(request, loaded.capabilities)
+    request = with_system(request, settings.system_prompt)
     sampling = request.sampling
     wanted = settings.max_tokens if sampling.max_tokens is None else sampling.max_tokens
     temperature = settings.temperature if sampling.temperature is None else sampling.temperature
     allowed = await _cap(request, loaded, wanted)
     return dataclasses.replace(request, sampling=dataclasses.replace(sampling, max_tokens=allowed, temperature=temperature))
+
+
+def with_system(request: GenerationRequest, prompt: str) -> GenerationRequest:
+    """``request`` with ``prompt`` in front unless it has a system message of its own.
+
+    Here and not in a provider, so that the prediction is stored with what the model really read, and a version that is
+    trained on it learns under the same words.
+    """
+    if not prompt or any(message.role in ("system", "developer") for message in request.messages):
+        return request
+    return dataclasses.replace(request, messages=(Message("system", prompt), *request.messages))
 
 
 async def _cap(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> int:

@@ -20,6 +20,7 @@ from typing import Any, Self
 from app.core.errors import AprendizError, UpstreamError, UpstreamTimeout
 from app.core.metrics import Metrics
 from app.core.records import PredictionRecord, PredictionStatus
+from app.core.text import storable
 from app.core.types import (
     Answer,
     Event,
@@ -275,7 +276,7 @@ class Generation:
             model=self.model.removeprefix(f"{spec.provider}/"),
             version=self.version,
             input=to_input(work.request),
-            output=self._folder.text,
+            output=storable(self._folder.text),
             finish_reason=end.reason,
             prompt_tokens=end.usage.prompt_tokens,
             completion_tokens=end.usage.completion_tokens,

@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 
+from app.models.pull import pull
+
 ROOT = Path(__file__).parents[2]
 PASSWORD = "seven quiet hills at dawn"
 
@@ -159,3 +161,20 @@ def predict(url: str, headers: Mapping[str, str], **body: Any) -> httpx.Response
 def _drain(stream: Any, lines: list[str]) -> None:
     for line in stream:
         lines.append(line)
+
+
+def install(gguf: Path, data: Path, name: str, *, variant: bool = False) -> str:
+    """Puts a model file where the service looks for it, as `aprendiz models pull FILE` does; returns its name.
+
+    ``variant``: another file that answers the same: one letter of its title differs, so it is another version.
+    """
+    source = gguf
+    if variant:
+        source = data.parent / f"{name}.gguf"
+        title = b"general.name"
+        content = bytearray(gguf.read_bytes())
+        at = content.index(title) + len(title) + 4 + 8  # after the key: a type of 4 bytes, a length of 8, then the text
+        content[at] ^= 0x20
+        source.write_bytes(content)
+    pull(str(source), data / "models", lambda done, total, phase: None, name=name)
+    return name

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.errors import InvalidRequest
-from app.core.text import check_not_binary, check_text
+from app.core.text import check_not_binary, check_text, storable
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe"), max_size=200)
 
@@ -60,3 +60,7 @@ def test_files_in_disguise_are_refused(head: bytes) -> None:
 )
 def test_odd_but_honest_text_passes(value: str) -> None:
     assert check_not_binary(value, field="correction") == value
+
+
+def test_what_a_model_wrote_is_kept_in_a_form_that_can_be_stored() -> None:
+    assert storable("a\x00b\ud800c\n🙂") == "a\ufffdb\ufffdc\n🙂"

@@ -241,7 +241,7 @@ class House:
     ) -> None:
         self.provider = provider or ScriptedProvider()
         values: dict[str, Any] = {"provider": self.provider.name, "model": "a", "preload": False, **settings}
-        self.settings = Model(**values)
+        self.settings = Model(**{"system_prompt": "", **values})
         self.predictions, self.versions = MemoryPredictions(), MemoryVersions()
         self.aliases, self.audit = MemoryAliases(), MemoryAudit()
         self.metrics = Metrics()

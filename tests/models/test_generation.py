@@ -238,6 +238,18 @@ async def test_an_interruption_and_the_clients_cancellation_at_once_is_a_cancell
     assert slots_taken(house) == 0
 
 
+async def test_a_request_without_a_system_message_gets_the_configured_one_and_it_is_stored(make_house: MakeHouse) -> None:
+    house = await make_house(system_prompt="Be brief.")
+    plain = await house.manager.answer(ask("hi"), user())
+    assert plain.prediction.input["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "hi"},
+    ]
+    own = GenerationRequest((Message("system", "Be long."), Message("user", "hi")))
+    told = await house.manager.answer(own, user())
+    assert [each["content"] for each in told.prediction.input["messages"]] == ["Be long.", "hi"]
+
+
 async def test_defaults_and_the_cap_of_the_context(make_house: MakeHouse) -> None:
     house = await make_house(ScriptedProvider(context_tokens=256), max_tokens=64)
     short = await house.manager.answer(ask("hi"), user())
