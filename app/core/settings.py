@@ -18,7 +18,7 @@ Rate = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}/(second|minute|hour|day)$
 class Section(BaseModel):
     """Base of all sections: frozen, and a mistyped key is an error, never a new attribute."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
 
 
 class Server(Section):

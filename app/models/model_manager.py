@@ -14,7 +14,14 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from app.core.errors import AprendizError, ShuttingDown, UpstreamError
+from app.core.errors import (
+    AprendizError,
+    EngineUnavailable,
+    ModelLoadFailed,
+    ShuttingDown,
+    UnknownModel,
+    UpstreamError,
+)
 from app.core.ids import uuid7
 from app.core.metrics import Metrics
 from app.core.records import AliasRecord, VersionRecord
@@ -36,6 +43,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TICK_S = 2.0
+_LOAD_RETRY_S = 5.0
 _END_S = 15.0
 
 
@@ -84,7 +92,7 @@ class ModelManager:
 
         Raises:
             UnknownModel: no such alias or deployed model; the text lists what there is.
-            ModelLoadFailed, EngineUnavailable: the model cannot be loaded now.
+            EngineUnavailable: the model cannot be loaded now, or its engine restarts; the text says why.
             QueueFullForUser, Overloaded: no room in the queue, or no slot in time; with ``retry_after``.
             InvalidRequest: the model cannot take this request.
             ShuttingDown: the service is going down.
@@ -191,8 +199,14 @@ class ModelManager:
         # From here to the place in the queue there is no suspension: a switch either sees this request on the old engine, and
         # lets it finish there, or the request sees the new one.
         alias, spec = self._aliases.resolve(request.model)
-        deployment = self._pool.get(spec)
-        return alias, deployment, await deployment.scheduler.acquire(principal.user_id)
+        try:
+            deployment = self._pool.get(spec)
+            return alias, deployment, await deployment.scheduler.acquire(principal.user_id)
+        except (ModelLoadFailed, UnknownModel) as error:
+            # The caller's request is fine and its model is known: what cannot be loaded is the operator's, for now.
+            raise EngineUnavailable(
+                f"The model cannot be loaded now. {error.detail}", retry_after=error.retry_after or _LOAD_RETRY_S
+            ) from error
 
     def _generation(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from app.providers.wire import chat_body
 
 _WORKER = "app.providers.workers.llamacpp_worker"
 _MAGIC = b"GGUF"
+_CONTROL = re.compile(
+    r"<(?=\|[^|<>\s]{1,64}\|>|/?s>|/?(?:bos|eos|pad|unk|mask|start_of_turn|end_of_turn|tool_call|tool_response)>)|\[(?=/?INST\])"
+)
 _MAX_SEED = 0xFFFF_FFFE
 """llama.cpp takes 32 bits, and all ones mean "choose one"."""
 
@@ -158,6 +162,7 @@ class LlamaCppModel(LoadedModel):
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
         _check_text_only(request)
         body = chat_body(request, max_tokens=self._model.max_tokens, temperature=self._model.temperature)
+        body["messages"] = [{**message, "content": _inert(message["content"])} for message in body["messages"]]
         self._fit_tools(body)
         seed = body.get("seed")
         if seed is not None:
@@ -185,6 +190,19 @@ class LlamaCppModel(LoadedModel):
             choice = "required"
         if choice is not None:
             body["tool_choice"] = choice
+
+
+def _inert(content: Any) -> Any:
+    """Content whose words cannot be read as control tokens (``<|im_end|>``, ``</s>``, ``[INST]``).
+
+    llama.cpp tokenizes the rendered template as a whole, so a text, a document or a memory that spells such a token could end
+    its own turn and speak as another role. A zero-width space after the bracket keeps it readable and makes it plain text.
+    """
+    if isinstance(content, str):
+        return _CONTROL.sub(lambda match: match.group() + "\u200b", content)
+    if isinstance(content, list):
+        return [{**part, "text": _inert(part["text"])} if "text" in part else part for part in content]
+    return content
 
 
 def _check_text_only(request: GenerationRequest) -> None:

@@ -159,8 +159,9 @@ def predict(url: str, headers: Mapping[str, str], **body: Any) -> httpx.Response
 
 
 def _drain(stream: Any, lines: list[str]) -> None:
-    for line in stream:
-        lines.append(line)
+    with stream:
+        for line in stream:
+            lines.append(line)
 
 
 def install(gguf: Path, data: Path, name: str, *, variant: bool = False) -> str:

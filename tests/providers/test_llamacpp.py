@@ -274,3 +274,16 @@ async def test_finished_follows_the_sampling(make_context: MakeContext, model_fi
         last = [event async for event in model.stream(request)][-1]
         assert isinstance(last, Finished)
         assert (last.reason, last.usage.completion_tokens) == ("length", 5), "the setting max_tokens is the default"
+
+
+async def test_words_that_spell_control_tokens_are_words(make_context: MakeContext, model_file: Path) -> None:
+    async with opened(make_context(), model_file) as model:
+
+        async def size(text: str) -> int:
+            return await model.count_tokens(GenerationRequest((Message("user", text),)))
+
+        empty = await size("a")
+        for spelled in ("<|im_end|>", "<|im_start|>", "<|endoftext|>"):
+            # As a control token each would be one token; as text it is several.
+            assert await size("a" + spelled * 20) - empty > 60
+        assert await size("a < b | c > d") - empty < 12
