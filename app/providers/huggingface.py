@@ -60,7 +60,7 @@ class HuggingFaceProvider(BaseLLMProvider):
         engine = Engine(
             _WORKER,
             self._config(spec, path),
-            label=spec.name,
+            label=spec.public_name,
             runtime_dir=self.context.runtime_dir,
             load_timeout_s=settings.load_timeout_s,
             read_timeout_s=settings.answer_timeout_s,
@@ -70,7 +70,11 @@ class HuggingFaceProvider(BaseLLMProvider):
             timings=self._timings,
         )
         await engine.start()
-        return HuggingFaceModel(engine, spec, max_tokens=settings.max_tokens, temperature=settings.temperature)
+        try:
+            return HuggingFaceModel(engine, spec, max_tokens=settings.max_tokens, temperature=settings.temperature)
+        except BaseException:  # a worker that reports something else: it must not stay behind
+            await engine.aclose()
+            raise
 
     def _config(self, spec: ModelSpec, path: Path | None) -> dict[str, Any]:
         settings = self.context.model

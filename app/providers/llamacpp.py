@@ -45,7 +45,7 @@ class LlamaCppProvider(BaseLLMProvider):
     async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
         if spec.adapter is not None:
             raise ModelLoadFailed("The llamacpp provider does not take adapters yet; load the model without one.")
-        path = await asyncio.to_thread(self._file, spec.model)
+        path = await asyncio.to_thread(self._file, spec)
         model = self.context.model
         engine = Engine(
             _WORKER,
@@ -56,7 +56,7 @@ class LlamaCppProvider(BaseLLMProvider):
                 "context_tokens": model.context_tokens,
                 "threads": model.threads,
             },
-            label=spec.name,
+            label=spec.public_name,
             runtime_dir=self.context.runtime_dir,
             load_timeout_s=model.load_timeout_s,
             read_timeout_s=model.answer_timeout_s,
@@ -79,11 +79,11 @@ class LlamaCppProvider(BaseLLMProvider):
             hashing.cancel()
             await asyncio.gather(hashing, return_exceptions=True)
 
-    def _file(self, name: str) -> Path:
-        path = self.context.resolve(name)
+    def _file(self, spec: ModelSpec) -> Path:
+        path = self.context.resolve(spec.model)
         if path is None:
             raise UnknownModel(
-                f"There is no model {name[:100]!r} here. `aprendiz models list` shows what there is, "
+                f"There is no model {spec.public_name[:100]} here. `aprendiz models list` shows what there is, "
                 f"`aprendiz models pull NAME` fetches one.",
                 field="model",
             )

@@ -25,6 +25,7 @@ _LOG_LINES = 200
 _LOG_LINE_CHARACTERS = 500
 _MAX_REPORT_BYTES = 1 << 16
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+_SPIN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _PASSED_ON_PREFIXES = ("OMP_", "GOMP_", "CUDA_", "NVIDIA_", "GGML_")
 
 logger = logging.getLogger(__name__)
@@ -188,8 +189,10 @@ def base_environment() -> dict[str, str]:
     }
     environment["PYTHONPATH"] = str(Path(app.__path__[0]).parent)
     environment["PYTHONUNBUFFERED"] = "1"
-    # Threads that spin at OpenMP's barriers stall each other as soon as anything else wants a core: tens of times slower.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long threads spin at OpenMP's barriers before they sleep. Long: tens of times slower as soon as anything else wants a
+    # core. Not at all: four times slower on a free machine. See ADR 0012. An operator's own OMP_ or GOMP_ variable wins.
+    if not any(name.startswith(_SPIN) for name in environment):
+        environment["GOMP_SPINCOUNT"] = "1000"
     return environment
 
 

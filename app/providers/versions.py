@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.core.files import hash_file
 from app.core.types import VersionInfo
 
-_BLOCK_BYTES = 1 << 20
 _ID_DIGITS = 16
 
 
@@ -56,13 +56,5 @@ class FileHashes:
         stat = await asyncio.to_thread(os.stat, path)
         signature = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if signature not in self._known:
-            self._known[signature] = await asyncio.to_thread(_sha256, path)
+            self._known[signature] = await asyncio.to_thread(hash_file, path)
         return self._known[signature]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

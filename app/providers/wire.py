@@ -7,7 +7,6 @@ fallback. Text that the other side wrote into an error is logged and never shown
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -25,7 +24,7 @@ from app.core.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from app.core.types import Event, Finished, GenerationRequest
+from app.core.types import Event, GenerationRequest
 from app.providers.chunks import ChunkReader, error_of, sampling_fields
 from app.providers.sse import EventTooLarge, SseParser
 
@@ -119,14 +118,6 @@ class WireClient:
                     for event in reader.read(payload):
                         yield event
             yield reader.finish()
-
-    async def chat(self, body: Mapping[str, Any]) -> Finished:
-        """Streams and drops everything but the end; for warm-ups and probes."""
-        async with contextlib.aclosing(self.stream_chat(body)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    return event
-        raise UpstreamError("The answer was cut off before its end. Try again.")
 
     async def json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One call with a JSON answer. Raises as `stream_chat` does."""

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.core.files import hash_file
+
 _log = logging.getLogger(__name__)
 
 _MOST_FILES = 10_000
@@ -221,8 +223,7 @@ def _file_hash(path: Path, cache: Path) -> str:
         known = note.read_text()
         if re.fullmatch("[0-9a-f]{64}", known):
             return known
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hash_file(path)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         fresh = note.with_name(f"{note.name}.{os.getpid()}")

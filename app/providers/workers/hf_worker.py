@@ -73,7 +73,6 @@ def _environment(config: Mapping[str, Any], threads: int) -> None:
         HF_HUB_ETAG_TIMEOUT="4",
     )
     # Threads that wait by spinning fight with whatever else runs here: on a busy machine this alone doubles the speed.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if config.get("path"):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
