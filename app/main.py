@@ -54,8 +54,6 @@ from app.security.rate_limit import RateLimiter
 from app.security.tokens import SessionTokens
 from app.web import pages
 
-_WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not bound to
-
 
 def create_app(settings: Settings, *, announce: Callable[[str], None] | None = None) -> FastAPI:
     """The whole service as one ASGI app; nothing is opened before its lifespan starts.
@@ -107,8 +105,7 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
     await database.open()
     stack.push_async_callback(database.aclose)
     users, sessions, keys = Users(database), Sessions(database), Keys(database)
-    invites, audit, conversations = Invites(database), Audit(database), Conversations(database)
-    predictions, versions, aliases = Predictions(database), Versions(database), Aliases(database)
+    predictions, conversations, audit = Predictions(database), Conversations(database), Audit(database)
     tokens = SessionTokens(settings.security)
     authenticator = Authenticator(settings, tokens=tokens, users=users, sessions=sessions, keys=keys)
     stack.push_async_callback(authenticator.aclose)
@@ -118,7 +115,7 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
     desk = Desk(
         settings=settings.security,
         users=users,
-        invites=invites,
+        invites=Invites(database),
         sessions=sessions,
         keys=keys,
         audit=audit,
@@ -131,7 +128,7 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
     models = ModelManager(
         settings.model,
         providers=_providers(settings, stack),
-        stores=ModelStores(predictions, versions, aliases, audit),
+        stores=ModelStores(predictions, Versions(database), Aliases(database), audit),
         metrics=metrics,
     )
     stack.push_async_callback(models.aclose)
@@ -140,16 +137,9 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
         settings=settings,
         metrics=metrics,
         database=database,
-        users=users,
-        invites=invites,
-        sessions=sessions,
-        keys=keys,
         predictions=predictions,
         feedback=Feedback(database),
         conversations=conversations,
-        versions=versions,
-        aliases=aliases,
-        audit=audit,
         authenticator=authenticator,
         accounts=Accounts(desk),
         limiter=limiter,
@@ -161,16 +151,6 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
 def serve(settings: Settings) -> None:
     """Serves until a signal. Raises ConfigurationError where the address cannot be bound."""
     server.run(create_app, settings)
-
-
-def address_of(settings: Settings) -> str:
-    """Where people reach the service: ``public_url``, or made from host and port."""
-    if settings.server.public_url:
-        return settings.server.public_url.rstrip("/")
-    host = settings.server.host
-    if host in _WILDCARDS:
-        host = "127.0.0.1"
-    return f"http://[{host}]:{settings.server.port}" if ":" in host else f"http://{host}:{settings.server.port}"
 
 
 def main(*, say: Callable[[], None] | None = None) -> int:
@@ -189,7 +169,8 @@ def main(*, say: Callable[[], None] | None = None) -> int:
 
 def _middleware(edge: Server, metrics: Metrics, templates: dict[Any, str]) -> list[Middleware]:
     """Outermost first; see `app.api.middleware`."""
-    hosts = edge.trusted_hosts if edge.host in _WILDCARDS else (*edge.trusted_hosts, _host(edge.host))
+    own = () if edge.host != edge.local_host else (f"[{edge.host}]" if ":" in edge.host else edge.host,)
+    hosts = (*edge.trusted_hosts, *own)
     named = edge.model_copy(update={"trusted_hosts": hosts})
     found = [
         Middleware(RequestContext, metrics=metrics, server=edge, templates=templates),
@@ -229,7 +210,7 @@ def _providers(settings: Settings, stack: contextlib.AsyncExitStack) -> Provider
 
 
 async def _announce(services: Services, say: Callable[[str], None]) -> None:
-    address = address_of(services.settings)
+    address = services.settings.server.url
     say(f"Aprendiz {__version__}: {address}")
     invite = await services.accounts.first_run_invite()
     if invite is not None:
@@ -240,10 +221,6 @@ async def _announce(services: Services, say: Callable[[str], None]) -> None:
 def _print(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def _host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 @functools.cache

@@ -6,6 +6,7 @@ Whatever can be refused is refused in `reserve`, before the first byte; from the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,8 +16,8 @@ from starlette.types import Message as AsgiMessage
 from starlette.types import Send
 
 from app.api.bodies import NEW
-from app.api.deps import get_address
-from app.core.errors import TooManyRequests, Unauthenticated
+from app.api.deps import allow, count_against, current_principal, get_address, get_services
+from app.core.errors import Unauthenticated
 from app.core.settings import Settings
 from app.core.types import GenerationRequest, Principal
 from app.security.tokens import sign_feedback_token
@@ -73,22 +74,37 @@ def answer_out(prediction: PredictionRecord, settings: Settings) -> AnswerOut:
     )
 
 
-async def count_call(services: Services, connection: HTTPConnection, principal: Principal) -> RateState:
-    """Counts one prediction: per address, per user and per key. Raises TooManyRequests."""
-    try:
-        await services.limiter.check("predict_address", await get_address(connection))
-        subjects = [principal.user_id] if principal.key_id is None else [principal.user_id, principal.key_id]
-        return await services.limiter.check("predict", *subjects)
-    except TooManyRequests:
-        services.metrics.rejected.labels("rate_limit").inc()
-        raise
+async def admit(connection: HTTPConnection) -> Principal:
+    """Who wants an answer. Counts the address first, so that guessing credentials asks the database no oftener than that.
+
+    Raises TooManyRequests, Unauthenticated, Forbidden.
+    """
+    await count_against("predict_address", get_services(connection), await get_address(connection))
+    return allow(await current_principal(connection), "predict")
+
+
+async def count_call(services: Services, principal: Principal) -> RateState:
+    """Counts one prediction, per user and per key. Raises TooManyRequests."""
+    subjects = [principal.user_id] if principal.key_id is None else [principal.user_id, principal.key_id]
+    return await count_against("predict", services, *subjects)
 
 
 async def reserve(services: Services, request: GenerationRequest, principal: Principal) -> Generation:
-    """Recalls the conversation if there is one, and waits for a slot. Raises whatever refuses the call."""
-    if request.conversation_id is not None:
-        request = await _with_history(services, request, principal)
-    return await services.models.generate(request, principal)
+    """Recalls the conversation if there is one, and waits for a slot. Raises whatever refuses the call.
+
+    A new conversation is stored once the call is taken, so that one that is refused leaves nothing behind.
+    """
+    if request.conversation_id is None:
+        return await services.models.generate(request, principal)
+    if request.conversation_id != NEW:
+        return await services.models.generate(await _with_history(services, request, principal), principal)
+    conversation = services.memory.begin(principal, _text(request.messages[-1].content))
+    generation = await services.models.generate(dataclasses.replace(request, conversation_id=conversation.id), principal)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(generation)
+        await asyncio.shield(services.memory.keep(conversation))  # also for the answer that a leaving client cuts short
+        stack.pop_all()
+    return generation
 
 
 async def ensure_valid(services: Services, principal: Principal) -> None:
@@ -115,9 +131,8 @@ async def send_patiently(send: Send, message: AsgiMessage, services: Services, p
 
 
 async def _with_history(services: Services, request: GenerationRequest, principal: Principal) -> GenerationRequest:
-    asked = None if request.conversation_id == NEW else request.conversation_id
-    conversation = await services.memory.open(asked, principal, _text(request.messages[-1].content))
-    history = await services.memory.history(conversation, services.settings.memory.history_tokens)
+    conversation = await services.memory.open(str(request.conversation_id), principal)
+    history = await services.memory.history(conversation)
     system = [message for message in request.messages if message.role == "system"]
     turns = [message for message in request.messages if message.role != "system"]
     return dataclasses.replace(request, messages=(*system, *history, *turns), conversation_id=conversation.id)

@@ -1,6 +1,6 @@
 """How a route gets what it needs: the services, and who calls.
 
-The one place that reads ``app.state``: one cast, here. FastAPI routes take the annotated aliases (`CurrentPrincipal`,
+The one place that reads ``app.state``: one cast, here. FastAPI routes take the annotated aliases (`ReadPrincipal`,
 `AdminPrincipal`, ...); raw ASGI routes call the plain functions of the same meaning. Nothing here decides who somebody is
 (that is `app.security.auth.Authenticator`) nor builds anything (that is `app.main`).
 """
@@ -15,28 +15,22 @@ from typing import TYPE_CHECKING, Annotated, cast
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from app.core.errors import Forbidden, Unauthenticated
+from app.core.errors import Forbidden, TooManyRequests, Unauthenticated
 from app.core.types import Principal, Scope
 from app.security.address import client_address
 
 if TYPE_CHECKING:
     from app.core.metrics import Metrics
     from app.core.settings import Settings
-    from app.db.audit import Audit
     from app.db.conversations import Conversations
     from app.db.database import Database
     from app.db.feedback import Feedback
-    from app.db.invites import Invites
-    from app.db.keys import Keys
     from app.db.predictions import Predictions
-    from app.db.sessions import Sessions
-    from app.db.users import Users
-    from app.db.versions import Aliases, Versions
     from app.memory.conversations import ConversationMemory
     from app.models.model_manager import ModelManager
     from app.security.accounts import Accounts
     from app.security.auth import Authenticator
-    from app.security.rate_limit import RateLimiter
+    from app.security.rate_limit import LimitName, RateLimiter, RateState
 
 PRINCIPAL = "aprendiz.principal"
 """Key in the ASGI scope under which the access log finds who called; nothing decides by it."""
@@ -49,16 +43,9 @@ class Services:
     settings: Settings
     metrics: Metrics
     database: Database
-    users: Users
-    invites: Invites
-    sessions: Sessions
-    keys: Keys
     predictions: Predictions
     feedback: Feedback
     conversations: Conversations
-    versions: Versions
-    aliases: Aliases
-    audit: Audit
     authenticator: Authenticator
     accounts: Accounts
     limiter: RateLimiter
@@ -122,17 +109,23 @@ def allow(principal: Principal, scope: Scope) -> Principal:
     return principal
 
 
+async def count_against(limit: LimitName, services: Services, *subjects: str) -> RateState:
+    """Counts a call against a limit, for each of ``subjects``. Raises TooManyRequests, which the metrics count too."""
+    try:
+        return await services.limiter.check(limit, *subjects)
+    except TooManyRequests:
+        services.metrics.rejected.labels("rate_limit").inc()
+        raise
+
+
 async def get_address(connection: HTTPConnection) -> str:
     """The caller's address; forwarding headers count only from trusted proxies."""
     return client_address(connection.scope, get_services(connection).settings.server.trusted_proxies)
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
-CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
-OptionalPrincipal = Annotated[Principal | None, Depends(optional_principal)]
 AdminPrincipal = Annotated[Principal, Depends(admin_principal)]
 PersonPrincipal = Annotated[Principal, Depends(person_principal)]
 ReadPrincipal = Annotated[Principal, Depends(require("read"))]
-FeedbackPrincipal = Annotated[Principal, Depends(require("feedback"))]
 PredictPrincipal = Annotated[Principal, Depends(require("predict"))]
 ClientAddress = Annotated[str, Depends(get_address)]

@@ -32,11 +32,12 @@ async def until_disconnect(receive: Receive) -> AsyncIterator[None]:
 
     watcher = asyncio.create_task(watch())
     try:
-        yield
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)  # the client may leave here, too
     except asyncio.CancelledError:
         if gone and worker.uncancel() == 0:
             raise ClientDisconnect from None
         raise  # the server cancels too, at shutdown
-    finally:
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.deps import PRINCIPAL
+from app.api.deps import PRINCIPAL, count_against
 from app.api.problems import respond
 from app.core.errors import TooManyRequests
 from app.core.ids import uuid7
@@ -30,8 +30,9 @@ REQUEST_ID = b"x-request-id"
 UNMATCHED = "unmatched"
 QUIET_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
 """Asked every few seconds by machines: their access lines are DEBUG."""
-LIMITED_ELSEWHERE = frozenset({"/predict", "/predict/ws", "/feedback", "/health/live", "/health/ready"})
-"""Paths that the limit ``api`` does not count: the first three have limits of their own."""
+LIMITED_ELSEWHERE = frozenset({"/predict", "/predict/ws", "/health/live", "/health/ready"})
+"""Paths that the limit ``api`` does not count: the first two count addresses themselves, before they look at a credential, and
+know one method each; the others are for machines. Whatever is not spelled exactly so is counted, so a variant gains nothing."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -119,9 +120,8 @@ class ApiRateLimit:
             return
         services = cast("Services", scope["app"].state.services)
         try:
-            state = await services.limiter.check("api", client_address(scope, self._server.trusted_proxies))
+            state = await count_against("api", services, client_address(scope, self._server.trusted_proxies))
         except TooManyRequests as error:
-            services.metrics.rejected.labels("rate_limit").inc()
             await respond(error, scope, receive, send)
             return
         extra = [(name.lower().encode(), value.encode()) for name, value in state.headers()]

@@ -92,7 +92,7 @@ _PROBLEM_SCHEMA: Final[dict[str, Any]] = {
 _SECURITY: Final[dict[str, Any]] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or the token of `POST /auth/token`."},
     "api_key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same credentials."},
-    "session": {"type": "apiKey", "in": "cookie", "name": "__Host-session", "description": "What `POST /auth/login` sets."},
+    "session": {"type": "apiKey", "in": "cookie", "name": "__Host-aprendiz", "description": "What `POST /auth/login` sets."},
 }
 _DESCRIPTION: Final = """A self-hosted LLM service that learns from its users.
 
@@ -108,7 +108,6 @@ class Known:
     methods: frozenset[str]
     endpoint: Any
     websocket: bool = False
-    in_schema: bool = True
 
 
 def inventory(routes: Iterable[Any], prefix: str = "") -> Iterator[Known]:
@@ -122,8 +121,7 @@ def inventory(routes: Iterable[Any], prefix: str = "") -> Iterator[Known]:
         elif isinstance(getattr(route, "original_route", route), WebSocketRoute):
             yield Known(prefix + str(route.path), frozenset(), route.endpoint, websocket=True)
         else:
-            known = bool(getattr(route, "include_in_schema", True))
-            yield Known(prefix + str(route.path), frozenset(route.methods or ()), route.endpoint, in_schema=known)
+            yield Known(prefix + str(route.path), frozenset(route.methods or ()), route.endpoint)
 
 
 def templates(app: FastAPI) -> dict[Any, str]:

@@ -61,6 +61,7 @@ STATUS: Mapping[type[AprendizError], int] = {
 }
 """Status of every class of the tree; a test compares it with the tree."""
 
+_STARTS = ("http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start")
 _INTERNAL_DETAIL = "Something went wrong on our side. Report it with the request id."
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _MAX_ERRORS = 20
@@ -132,7 +133,7 @@ class Problems:
 
         async def note_start(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] in ("http.response.start", "websocket.accept", "websocket.close")
+            started = started or message["type"] in _STARTS
             await send(message)
 
         try:

@@ -26,8 +26,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.api.problems import CONTENT_TYPE, TYPE_PREFIX
-from app.core.errors import ConfigurationError
+from app.api.problems import CONTENT_TYPE, REQUEST_PREFIX, problem
+from app.core.errors import AprendizError, ConfigurationError, HeadersTooLarge, MalformedRequest, RequestTimeout
 from app.core.ids import uuid7
 from app.core.settings import Settings
 
@@ -97,7 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return  # refused, or a WebSocket by now
             if data and self._awaiting_headers:
-                self._refuse(431, "Request header fields too large", f"Headers may take {MAX_HEADER_BYTES} bytes together.")
+                self._refuse(HeadersTooLarge(f"Headers may take {MAX_HEADER_BYTES} bytes together."))
                 return
         if data:
             self._feed_body(data)
@@ -107,7 +107,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         self._framing_bytes += len(data) - (self._body_bytes - before)
         if self._framing_bytes > _FRAMING_ALLOWANCE + _FRAMING_PER_BODY_BYTE * self._body_bytes:
-            self._refuse(400, "Bad request", "The body's framing takes more than the body.")
+            self._refuse(MalformedRequest("The body's framing takes more than the body."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._awaiting_headers:  # trailers come later, and must not become headers
@@ -137,7 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._linger_timer = self.loop.call_later(_LINGER_S, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "Bad request", "This is not HTTP/1.1 as RFC 9112 has it.")
+        self._refuse(MalformedRequest("This is not HTTP/1.1 as RFC 9112 has it."))
 
     def _arm(self) -> None:
         if self._header_timer is None:
@@ -155,38 +155,31 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._arm()  # a pipelined half request: it may wait while the answer before it is still under way
         elif self._header_bytes:
-            self._refuse(408, "Request timeout", "The headers did not arrive in time.")
+            self._refuse(RequestTimeout("The headers did not arrive in time."))
         else:
             self.transport.close()
 
-    def _refuse(self, status: int, title: str, detail: str) -> None:
+    def _refuse(self, error: AprendizError) -> None:
         """Answers in place of the app, which never sees such a request, and closes."""
         self._disarm()
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            self.transport.write(refusal(status, title, detail))
+            self.transport.write(refusal(error))
         self.transport.close()
 
 
-def refusal(status: int, title: str, detail: str) -> bytes:
-    """A complete HTTP/1.1 response with a problem body, for requests that never reach the app."""
+def refusal(error: AprendizError) -> bytes:
+    """A complete HTTP/1.1 response with the problem, for requests that never reach the app."""
     request_id = uuid7()
-    body = json.dumps(
-        {
-            "type": TYPE_PREFIX + title.lower().replace(" ", "-"),
-            "title": title,
-            "status": status,
-            "detail": detail,
-            "instance": f"urn:aprendiz:request:{request_id}",
-        }
-    ).encode()
+    shown = problem(error) | {"instance": REQUEST_PREFIX + request_id}
+    body = json.dumps(shown).encode()
     headers = (
         f"content-type: {CONTENT_TYPE}\r\ncontent-length: {len(body)}\r\nx-request-id: {request_id}\r\n"
         "cache-control: no-store\r\nx-content-type-options: nosniff\r\n"
         "content-security-policy: default-src 'none'\r\nconnection: close\r\n\r\n"
     )
-    return STATUS_LINE[status] + headers.encode() + body
+    return STATUS_LINE[shown["status"]] + headers.encode() + body
 
 
 class Server(uvicorn.Server):

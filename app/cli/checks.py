@@ -257,9 +257,8 @@ def _backup(folder: Path) -> Check:
 
 def port_is_taken(settings: Settings) -> bool:
     """Whether something listens where the service would."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.server.host, settings.server.host)  # noqa: S104 - not a bind
     try:
-        with socket.create_connection((host, settings.server.port), timeout=2):
+        with socket.create_connection((settings.server.local_host, settings.server.port), timeout=2):
             return True
     except OSError:
         return False

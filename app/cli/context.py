@@ -84,14 +84,7 @@ async def user_named(database: Database, name: str) -> UserRecord:
 
 def service_url(settings: Settings, url: str | None) -> str:
     """Where the running service listens: ``--url``, or this machine at the configured port."""
-    if url:
-        return url.rstrip("/")
-    host = settings.server.host
-    if host in ("0.0.0.0", ""):  # noqa: S104 - not a bind: "all addresses" is reached by the loopback one
-        host = "127.0.0.1"
-    elif host == "::":
-        host = "::1"
-    return f"http://[{host}]:{settings.server.port}" if ":" in host else f"http://{host}:{settings.server.port}"
+    return url.rstrip("/") if url else settings.server.local_url
 
 
 async def audit(database: Database, action: str, target: str, **details: object) -> None:

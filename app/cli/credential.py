@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from app.cli.context import opened, user_named
 from app.cli.output import say, visible
@@ -19,9 +19,8 @@ from app.core.errors import Unauthenticated
 if TYPE_CHECKING:
     from app.core.records import UserRecord
     from app.core.settings import Settings
+    from app.core.types import Scope
     from app.db.database import Database
-
-Scope = Literal["predict", "feedback", "read", "admin"]
 
 KEY_VARIABLE = "APRENDIZ_API_KEY"
 _LIFE = timedelta(hours=12)

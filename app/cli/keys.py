@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,12 +12,10 @@ from app.cli.output import data, emit_json, public, say, table, visible, when
 
 if TYPE_CHECKING:
     from app.core.records import KeyRecord, UserRecord
+    from app.core.types import Scope
     from app.db.database import Database
 
 app = typer.Typer(help="API keys: list, create, revoke.", no_args_is_help=True)
-
-Scope = Literal["predict", "feedback", "read", "admin"]
-_SHOWN_CHARACTERS = 12
 
 
 @app.command("list")
@@ -98,37 +96,15 @@ def parse_scopes(text: str) -> tuple[Scope, ...]:
 async def mint(
     database: Database, owner: UserRecord, *, name: str, scopes: tuple[Scope, ...], life: timedelta | None
 ) -> tuple[str, KeyRecord]:
-    """A new key of ``owner``: the key itself, and its record.
-
-    Raises:
-        InvalidRequest: an empty or overlong name.
-        Forbidden: the scope ``admin`` for somebody who is none.
-    """
-    from app.core.errors import Forbidden
-    from app.core.ids import uuid7
-    from app.core.records import KeyRecord
-    from app.core.text import check_text
-    from app.core.types import ALL_SCOPES
+    """A new key of ``owner``, stored: the key itself, and its record. Raises as `app.security.belongings.new_key`."""
     from app.db.keys import Keys
-    from app.security.tokens import hash_secret, new_api_key
+    from app.security.belongings import new_key
 
-    check_text(name, field="name", limit=100)
-    if "admin" in scopes and owner.role != "admin":
-        raise Forbidden(f"{visible(owner.username)} is no admin, so a key of theirs cannot carry the scope admin.")
-    key, now = new_api_key(), datetime.now(UTC)
-    record = KeyRecord(
-        id=uuid7(),
-        user_id=owner.id,
-        name=name,
-        prefix=key[:_SHOWN_CHARACTERS],
-        key_hash=hash_secret(key),
-        scopes=tuple(known for known in ALL_SCOPES if known in scopes),
-        created_at=now,
-        expires_at=None if life is None else now + life,
-    )
-    await Keys(database).create(record)
-    await audit(database, "key.create", record.id, user=owner.id, scopes=list(record.scopes))
-    return key, record
+    is_admin = owner.role == "admin"
+    made = new_key(owner.id, name=name, scopes=scopes, life=life, now=datetime.now(UTC), is_admin=is_admin)
+    await Keys(database).create(made.record)
+    await audit(database, "key.create", made.record.id, user=owner.id, scopes=list(made.record.scopes))
+    return made.secret, made.record
 
 
 def _state(key: KeyRecord) -> str:

@@ -6,13 +6,14 @@ Every change is written to the audit log, with the actor ``command line``.
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import typer
 
-from app.cli.context import audit, load_config, opened, run, service_url, user_named
+from app.cli.context import audit, load_config, opened, run, user_named
 from app.cli.output import EXIT_USAGE, confirm, data, emit_json, public, say, table, visible, when
+from app.core.types import Role  # not lazily: Typer reads the annotations
 
 if TYPE_CHECKING:
     from app.core.records import UserRecord
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Accounts: list, invite, disable, delete.", no_args_is_help=True)
 
 _PAGE = 500
-Role = Literal["admin", "user"]
 
 
 @app.command("list")
@@ -57,25 +57,21 @@ def invite(
     ),
 ) -> None:
     """Make an invite and print its token, alone on stdout. It is shown once and works once."""
-    from app.core.ids import uuid7
-    from app.core.records import InviteRecord
     from app.db.invites import Invites
-    from app.security.tokens import hash_secret, new_invite_token
+    from app.security.administration import new_invite
 
     settings = load_config().settings
-    token, now = new_invite_token(), datetime.now(UTC)
-    expires = now + timedelta(hours=hours or settings.security.invite_hours)
-    record = InviteRecord(uuid7(), hash_secret(token), role, None, now, expires)
+    made = new_invite(role, hours=hours or settings.security.invite_hours, created_by=None, now=datetime.now(UTC))
 
     async def work() -> None:
         async with opened(settings) as database:
-            await Invites(database).create(record)
-            await audit(database, "invite.create", record.id, role=role)
+            await Invites(database).create(made.record)
+            await audit(database, "invite.create", made.record.id, role=role)
 
     run(work())
-    data(token)
-    base = settings.server.public_url.rstrip("/") or service_url(settings, None)
-    say(f"One-time invite for a new {role}, good until {when(expires)} UTC. As a link: {base}/setup#invite=TOKEN")
+    data(made.token)
+    until = when(made.record.expires_at)
+    say(f"One-time invite for a new {role}, good until {until} UTC. As a link: {settings.server.url}/setup#invite=TOKEN")
 
 
 @app.command()

@@ -15,6 +15,9 @@ Rate = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}/(second|minute|hour|day)$
 """A limit as ``60/minute``: at most so many in any window of that length."""
 
 
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared with, not bound to
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, and a mistyped key is an error, never a new attribute."""
 
@@ -53,6 +56,22 @@ class Server(Section):
     )
     grace_s: float = Field(20, ge=0, le=600, description="Seconds that open answers get to end after SIGTERM.")
 
+    @property
+    def local_host(self) -> str:
+        """Where this machine reaches the service: `host`, or loopback where it listens on all addresses."""
+        return _LOOPBACK.get(self.host, self.host)
+
+    @property
+    def local_url(self) -> str:
+        """The same as an address."""
+        host = f"[{self.local_host}]" if ":" in self.local_host else self.local_host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where people reach the service: ``public_url``, else `local_url`."""
+        return self.public_url.rstrip("/") or self.local_url
+
 
 class Security(Section):
     """Accounts, sessions and keys."""
@@ -79,13 +98,15 @@ class RateLimits(Section):
 
     enabled: bool = Field(True, description="Switch for all rate limits; off only in tests and benchmarks.")
     predict: Rate = Field("600/minute", description="Predictions per user, and again per API key.")
-    predict_address: Rate = Field("3000/minute", description="Predictions per client address (IPv6: per /64).")
+    predict_address: Rate = Field(
+        "3000/minute", description="Predictions per client address (IPv6: per /64), refused credentials included."
+    )
     feedback: Rate = Field("3000/minute", description="Feedback per user, or per address for feedback by token.")
     login: Rate = Field(
         "10/minute",
         description="Failed logins per account and address; five times as many per address, registrations included.",
     )
-    api: Rate = Field("6000/minute", description="All other calls per address.")
+    api: Rate = Field("6000/minute", description="All other calls per address, feedback included.")
 
 
 class Database(Section):

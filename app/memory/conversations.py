@@ -76,23 +76,23 @@ class ConversationMemory:
         self._settings = settings
         self._count = count or estimate
 
-    async def open(self, conversation_id: str | None, principal: Principal, first_text: str) -> ConversationRecord:
-        """The principal's conversation of that id, or a new one for None, titled after ``first_text``.
-
-        Raises:
-            NotFound: absent, or another's.
-        """
+    def begin(self, principal: Principal, first_text: str) -> ConversationRecord:
+        """A new conversation, titled after ``first_text``. Not stored before `keep`: a call may yet be refused."""
         now = datetime.now(UTC)
-        if conversation_id is None:
-            conversation = ConversationRecord(uuid7(), principal.user_id, title_of(first_text), now, now)
-            await self._conversations.create(conversation)
-            return conversation
+        return ConversationRecord(uuid7(), principal.user_id, title_of(first_text), now, now)
+
+    async def keep(self, conversation: ConversationRecord) -> None:
+        """Stores a conversation that `begin` gave."""
+        await self._conversations.create(conversation)
+
+    async def open(self, conversation_id: str, principal: Principal) -> ConversationRecord:
+        """The principal's conversation of that id, which is noted as used. Raises NotFound: absent, or another's."""
         found = None
         if is_uuid7(conversation_id):
             found = await self._conversations.get(conversation_id, user_id=principal.user_id)
         if found is None:
             raise NotFound("There is no such conversation of yours.", field="conversation_id")
-        await self._conversations.touch(found.id, now=now)
+        await self._conversations.touch(found.id, now=datetime.now(UTC))
         return found
 
     async def history(self, conversation: ConversationRecord, budget: int | None = None) -> list[Message]:

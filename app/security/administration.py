@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from app.core.errors import Conflict, InvalidRequest, NotFound
 from app.core.ids import uuid7
@@ -23,6 +23,12 @@ class NewInvite:
 
     record: InviteRecord
     token: str = field(repr=False)
+
+
+def new_invite(role: Role, *, hours: int, created_by: str | None, now: datetime) -> NewInvite:
+    """A fresh invite, not yet stored."""
+    token = new_invite_token()
+    return NewInvite(InviteRecord(uuid7(), hash_secret(token), role, created_by, now, now + timedelta(hours=hours)), token)
 
 
 class Administration:
@@ -99,9 +105,8 @@ class Administration:
         await desk.record("user.delete", actor=principal.user_id, target=user_id, address=address)
 
     async def _invite(self, role: Role, *, hours: int | None, created_by: str | None, address: str) -> NewInvite:
-        desk, now, token = self._desk, self._desk.now(), new_invite_token()
-        expires = now + timedelta(hours=hours or desk.settings.invite_hours)
-        record = InviteRecord(uuid7(), hash_secret(token), role, created_by, now, expires)
-        await desk.invites.create(record)
-        await desk.record("invite.create", actor=created_by, target=record.id, address=address, role=role)
-        return NewInvite(record, token)
+        desk = self._desk
+        made = new_invite(role, hours=hours or desk.settings.invite_hours, created_by=created_by, now=desk.now())
+        await desk.invites.create(made.record)
+        await desk.record("invite.create", actor=created_by, target=made.record.id, address=address, role=role)
+        return made

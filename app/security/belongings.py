@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from app.core.errors import Conflict, Forbidden, NotFound
 from app.core.ids import uuid7
@@ -25,6 +25,32 @@ class NewKey:
 
     record: KeyRecord
     secret: str = field(repr=False)
+
+
+def new_key(
+    user_id: str, *, name: str, scopes: Collection[Scope], life: timedelta | None, now: datetime, is_admin: bool
+) -> NewKey:
+    """A fresh key of a user, not yet stored.
+
+    Raises:
+        InvalidRequest: a name that is blank, too long or not text.
+        Forbidden: the scope ``admin`` where ``is_admin`` does not hold.
+    """
+    check_text(name, field="name", limit=MAX_KEY_NAME)
+    if "admin" in scopes and not is_admin:
+        raise Forbidden("Only an admin can have a key with the scope `admin`.", field="scopes")
+    secret = new_api_key()
+    record = KeyRecord(
+        id=uuid7(),
+        user_id=user_id,
+        name=name,
+        prefix=secret[:SHOWN_CHARACTERS],
+        key_hash=hash_secret(secret),
+        scopes=tuple(scope for scope in ALL_SCOPES if scope in scopes),
+        created_at=now,
+        expires_at=None if life is None else now + life,
+    )
+    return NewKey(record, secret)
 
 
 class Belongings:
@@ -68,26 +94,15 @@ class Belongings:
             Conflict: fifty live keys already.
         """
         desk, now = self._desk, self._desk.now()
-        check_text(name, field="name", limit=MAX_KEY_NAME)
-        if "admin" in scopes and not principal.is_admin:
-            raise Forbidden("Only an admin can have a key with the scope `admin`.", field="scopes")
+        life = None if expires_in_days is None else timedelta(days=expires_in_days)
+        made = new_key(principal.user_id, name=name, scopes=scopes, life=life, now=now, is_admin=principal.is_admin)
         live = [key for key in await desk.keys.list(principal.user_id) if not key.revoked_at]
         if len(live) >= MAX_KEYS:
             raise Conflict(f"There are {MAX_KEYS} API keys already. Delete one first.")
-        secret = new_api_key()
-        record = KeyRecord(
-            id=uuid7(),
-            user_id=principal.user_id,
-            name=name,
-            prefix=secret[:SHOWN_CHARACTERS],
-            key_hash=hash_secret(secret),
-            scopes=tuple(scope for scope in ALL_SCOPES if scope in scopes),
-            created_at=now,
-            expires_at=None if expires_in_days is None else now + timedelta(days=expires_in_days),
-        )
+        record = made.record
         await desk.keys.create(record)
         await desk.record("key.create", actor=principal.user_id, target=record.id, address=address, scopes=list(record.scopes))
-        return NewKey(record, secret)
+        return made
 
     async def end_key(self, principal: Principal, key_id: str, *, address: str = "") -> None:
         """Ends one API key of the caller at once. Raises NotFound."""

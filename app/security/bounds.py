@@ -128,6 +128,8 @@ def _check_head(scope: Scope, max_body: int) -> None:
         raise HeadersTooLarge(f"At most {MAX_HEADERS} header fields and {MAX_HEADER_BYTES} bytes of them are read.")
     if len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"]) + 1 > MAX_URL_BYTES:
         raise UrlTooLong(f"At most {MAX_URL_BYTES} bytes of URL are read.")
+    if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+        raise MalformedRequest("The URL holds a NUL, which no name and no text here can hold.")
     if len(lengths) > 1 or (lengths and encoded):
         raise MalformedRequest("The length of the body is given more than once.")
     if lengths and (not lengths[0].isdigit() or len(lengths[0]) > 18):

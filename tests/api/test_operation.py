@@ -13,7 +13,6 @@ import app.llm_api
 import app.main
 from app.api.routers.model import _safe_model
 from app.core.errors import InvalidRequest
-from app.main import address_of
 from tests.conftest import Serve, Service, make_settings
 
 
@@ -180,4 +179,4 @@ def test_an_unknown_name_of_the_entry_points_is_an_attribute_error() -> None:
     ],
 )
 def test_the_printed_address(tmp_path: Path, server: dict[str, object], address: str) -> None:
-    assert address_of(make_settings(tmp_path, server=server)) == address
+    assert make_settings(tmp_path, server=server).server.url == address

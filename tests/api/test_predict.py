@@ -81,6 +81,16 @@ def test_a_conversation_remembers(service: Service, user: Account) -> None:
     assert thread["title"] == "my name is Ada"
 
 
+def test_a_refused_call_leaves_no_conversation(service: Service) -> None:
+    user = service.user()
+    with service.client(user) as client:
+        refused = client.post("/predict", json={"prompt": "a", "conversation_id": "new", "model": "echo/none"})
+        assert refused.status_code == 404
+        assert client.get("/conversations").json()["items"] == []
+        service.predict(user, conversation_id="new")
+        assert len(client.get("/conversations").json()["items"]) == 1
+
+
 PROMPT = b'{"prompt":"a"%s}'
 BAD_BODIES: list[tuple[str, bytes]] = [
     ("empty", b""),

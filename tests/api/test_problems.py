@@ -151,6 +151,8 @@ RAW = {
     "obs-fold": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n",
     "bad chunk": _TO_LOGIN + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     "long header": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+    "nul in the path": b"GET /conversations/%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "nul in the query": b"GET /conversations?after=%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "long url": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
 }
 
@@ -167,4 +169,6 @@ def test_what_is_not_proper_http_gets_the_shape_too(service: Service, name: str)
     status = int(head.split()[1])
     assert 400 <= status < 500
     assert b"application/problem+json" in head.lower()
-    assert json.loads(body)["status"] == status
+    problem = json.loads(body)
+    assert problem["status"] == status
+    assert problem["type"] in {f"urn:aprendiz:problem:{cls.slug}" for cls in STATUS}

@@ -213,6 +213,16 @@ def test_the_api_limit_is_429_with_headers(serve: Serve) -> None:
     assert int(answers[-1].headers["retry-after"]) >= 1
 
 
+def test_guessing_credentials_is_limited_before_they_are_looked_at(serve: Serve) -> None:
+    service = serve(rate_limits={"predict_address": "5/minute", "api": "5/minute"})
+    with service.client() as client:
+        for method, path in (("POST", "/predict"), ("GET", "/feedback")):
+            answers = [
+                client.request(method, path, headers={"Authorization": f"Bearer apz_{n:043}"}).status_code for n in range(8)
+            ]
+            assert answers == [401] * 5 + [429] * 3, path
+
+
 def test_forged_addresses_do_not_escape_the_limit(serve: Serve) -> None:
     service = serve(rate_limits={"api": "5/minute"})
     with service.client() as client:

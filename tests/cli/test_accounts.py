@@ -114,7 +114,7 @@ def test_keys_from_first_to_last(cli: Cli) -> None:
 
 def test_keys_refuse_what_makes_no_sense(cli: Cli) -> None:
     cli.database(adding(user("eva")))
-    assert "no admin" in cli("keys", "create", "--user", "eva", "--name", "x", "--scopes", "admin", code=1).stderr
+    assert "Only an admin" in cli("keys", "create", "--user", "eva", "--name", "x", "--scopes", "admin", code=1).stderr
     assert "--scopes takes" in cli("keys", "create", "--user", "eva", "--name", "x", "--scopes", "root", code=1).stderr
     assert "name is empty" in cli("keys", "create", "--user", "eva", "--name", " ", code=1).stderr
     assert "no live key" in cli("keys", "revoke", "nothing", code=1).stderr

@@ -6,7 +6,7 @@ a person's login: an API key is refused.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -57,7 +57,6 @@ from app.security.edge import refuse_cross_site
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=StrictRoute)
 
 _FORM: Final = "application/x-www-form-urlencoded"
-_PROBLEM: Final[dict[str, Any]] = {"content": {"application/problem+json": {}}}
 
 
 async def own_site(connection: HTTPConnection) -> None:
@@ -77,24 +76,7 @@ AdminPerson = Annotated[Principal, Depends(admin_person)]
 Id = Annotated[str, ID]
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The documented errors of a route."""
-    texts = {
-        401: "No credential, or a bad one.",
-        403: "Not allowed.",
-        404: "Absent, or another's.",
-        409: "The present state forbids it.",
-        415: "Another content type than the documented.",
-        422: "The body or a parameter is not valid.",
-        429: "Too many calls; Retry-After says when to try again.",
-        503: "Busy; Retry-After says when to try again.",
-    }
-    return {status: {"description": texts[status], **_PROBLEM} for status in statuses}
-
-
-@router.post(
-    "/register", status_code=201, dependencies=[OwnSite], summary="Make an account", responses=problems(403, 409, 422, 429, 503)
-)
+@router.post("/register", status_code=201, dependencies=[OwnSite], summary="Make an account")
 async def register(body: RegisterBody, services: ServicesDep, address: ClientAddress) -> UserOut:
     """Makes an account with an invite, or without one where registration is open. Log in afterwards.
 
@@ -104,7 +86,7 @@ async def register(body: RegisterBody, services: ServicesDep, address: ClientAdd
     return UserOut.of(user)
 
 
-@router.post("/login", dependencies=[OwnSite], summary="Log in (browsers)", responses=problems(401, 403, 422, 429, 503))
+@router.post("/login", dependencies=[OwnSite], summary="Log in (browsers)")
 async def login(
     body: LoginBody, request: Request, response: Response, services: ServicesDep, address: ClientAddress
 ) -> LoginOut:
@@ -127,7 +109,6 @@ async def login(
 @router.post(
     "/token",
     summary="Log in (programs)",
-    responses=problems(401, 415, 422, 429, 503),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -149,7 +130,7 @@ async def token(request: Request, services: ServicesDep, address: ClientAddress)
     return TokenOut(access_token=begun.token, token_type="bearer", expires_in=begun.expires_in_s)  # noqa: S106
 
 
-@router.post("/refresh", dependencies=[OwnSite], summary="Renew the session's cookies", responses=problems(401, 403))
+@router.post("/refresh", dependencies=[OwnSite], summary="Renew the session's cookies")
 async def refresh(request: Request, response: Response, services: ServicesDep, address: ClientAddress) -> LoginOut:
     """Gives a fresh access cookie for the refresh cookie, and a fresh refresh cookie with it.
 
@@ -164,7 +145,7 @@ async def refresh(request: Request, response: Response, services: ServicesDep, a
     return LoginOut.of(renewed)
 
 
-@router.post("/logout", status_code=204, dependencies=[OwnSite], summary="Log out", responses=problems(403))
+@router.post("/logout", status_code=204, dependencies=[OwnSite], summary="Log out")
 async def logout(request: Request, services: ServicesDep, address: ClientAddress) -> Response:
     """Ends the session of the cookies or of the bearer token at once, and clears the cookies. May be called twice."""
     try:
@@ -178,13 +159,13 @@ async def logout(request: Request, services: ServicesDep, address: ClientAddress
     return response
 
 
-@router.get("/me", summary="Who am I", responses=problems(401, 403))
+@router.get("/me", summary="Who am I")
 async def me(principal: ReadPrincipal, services: ServicesDep) -> UserOut:
     """The account behind the credential. An API key needs the scope `read`."""
     return UserOut.of(await services.accounts.me(principal))
 
 
-@router.post("/password", status_code=204, summary="Change the password", responses=problems(401, 403, 422, 429, 503))
+@router.post("/password", status_code=204, summary="Change the password")
 async def change_password(
     body: PasswordBody, principal: PersonPrincipal, services: ServicesDep, address: ClientAddress
 ) -> Response:
@@ -193,34 +174,34 @@ async def change_password(
     return Response(status_code=204)
 
 
-@router.get("/sessions", summary="List my sessions", responses=problems(401, 403))
+@router.get("/sessions", summary="List my sessions")
 async def list_sessions(principal: PersonPrincipal, services: ServicesDep) -> SessionsOut:
     """The live sessions of the caller, newest first."""
     found = await services.accounts.list_sessions(principal)
     return SessionsOut(sessions=[SessionOut.of(session, current=principal.session_id) for session in found])
 
 
-@router.delete("/sessions", status_code=204, summary="End my other sessions", responses=problems(401, 403))
+@router.delete("/sessions", status_code=204, summary="End my other sessions")
 async def end_other_sessions(principal: PersonPrincipal, services: ServicesDep, address: ClientAddress) -> Response:
     """Ends all sessions of the caller but the present one."""
     await services.accounts.end_other_sessions(principal, address=address)
     return Response(status_code=204)
 
 
-@router.delete("/sessions/{session_id}", status_code=204, summary="End one of my sessions", responses=problems(401, 403, 404))
+@router.delete("/sessions/{session_id}", status_code=204, summary="End one of my sessions")
 async def end_session(session_id: Id, principal: PersonPrincipal, services: ServicesDep, address: ClientAddress) -> Response:
     """Ends one session of the caller, at once."""
     await services.accounts.end_session(principal, session_id, address=address)
     return Response(status_code=204)
 
 
-@router.get("/keys", summary="List my API keys", responses=problems(401, 403))
+@router.get("/keys", summary="List my API keys")
 async def list_keys(principal: PersonPrincipal, services: ServicesDep) -> KeysOut:
     """The API keys of the caller, newest first, ended ones too. The keys themselves are not stored."""
     return KeysOut(keys=[KeyOut.of(key) for key in await services.accounts.list_keys(principal)])
 
 
-@router.post("/keys", status_code=201, summary="Make an API key", responses=problems(401, 403, 409, 422))
+@router.post("/keys", status_code=201, summary="Make an API key")
 async def create_key(body: KeyBody, principal: PersonPrincipal, services: ServicesDep, address: ClientAddress) -> NewKeyOut:
     """Makes an API key. The key is in this answer and is never shown again."""
     made = await services.accounts.create_key(
@@ -229,20 +210,20 @@ async def create_key(body: KeyBody, principal: PersonPrincipal, services: Servic
     return NewKeyOut.of_new(made)
 
 
-@router.delete("/keys/{key_id}", status_code=204, summary="End an API key", responses=problems(401, 403, 404))
+@router.delete("/keys/{key_id}", status_code=204, summary="End an API key")
 async def end_key(key_id: Id, principal: PersonPrincipal, services: ServicesDep, address: ClientAddress) -> Response:
     """Ends one API key of the caller, at once."""
     await services.accounts.end_key(principal, key_id, address=address)
     return Response(status_code=204)
 
 
-@router.get("/invites", summary="List open invites (admin)", responses=problems(401, 403))
+@router.get("/invites", summary="List open invites (admin)")
 async def list_invites(_: AdminPerson, services: ServicesDep) -> InvitesOut:
     """Invites that can still be used, newest first. The tokens themselves are not stored."""
     return InvitesOut(invites=[InviteOut.of(invite) for invite in await services.accounts.list_invites()])
 
 
-@router.post("/invites", status_code=201, summary="Invite somebody (admin)", responses=problems(401, 403, 409, 422))
+@router.post("/invites", status_code=201, summary="Invite somebody (admin)")
 async def create_invite(
     body: InviteBody, principal: AdminPerson, services: ServicesDep, address: ClientAddress
 ) -> NewInviteOut:
@@ -251,14 +232,14 @@ async def create_invite(
     return NewInviteOut.of_new(made)
 
 
-@router.delete("/invites/{invite_id}", status_code=204, summary="Withdraw an invite (admin)", responses=problems(401, 403, 404))
+@router.delete("/invites/{invite_id}", status_code=204, summary="Withdraw an invite (admin)")
 async def delete_invite(invite_id: Id, principal: AdminPerson, services: ServicesDep, address: ClientAddress) -> Response:
     """Withdraws an invite that has not been used."""
     await services.accounts.delete_invite(principal, invite_id, address=address)
     return Response(status_code=204)
 
 
-@router.get("/users", summary="List users (admin)", responses=problems(401, 403, 422))
+@router.get("/users", summary="List users (admin)")
 async def list_users(
     _: AdminPerson,
     services: ServicesDep,
@@ -270,7 +251,7 @@ async def list_users(
     return UsersOut(users=[UserOut.of(user) for user in found], next=found[-1].id if len(found) == limit else None)
 
 
-@router.patch("/users/{user_id}", summary="Change a user (admin)", responses=problems(401, 403, 404, 409, 422))
+@router.patch("/users/{user_id}", summary="Change a user (admin)")
 async def update_user(
     user_id: Id, body: UserBody, principal: AdminPerson, services: ServicesDep, address: ClientAddress
 ) -> UserOut:
@@ -279,7 +260,7 @@ async def update_user(
     return UserOut.of(changed)
 
 
-@router.delete("/users/{user_id}", status_code=204, summary="Delete a user (admin)", responses=problems(401, 403, 404, 409))
+@router.delete("/users/{user_id}", status_code=204, summary="Delete a user (admin)")
 async def delete_user(user_id: Id, principal: AdminPerson, services: ServicesDep, address: ClientAddress) -> Response:
     """Deletes the account with its sessions, keys, conversations, predictions and feedback. There is no way back."""
     await services.accounts.delete_user(principal, user_id, address=address)

@@ -17,14 +17,23 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from app.api.bodies import StrictRoute
-from app.api.deps import AdminPrincipal, ReadPrincipal, Services, ServicesDep, allow, current_principal, get_address
-from app.core.errors import InvalidRequest, NotFound, TooManyRequests
+from app.api.deps import (
+    AdminPrincipal,
+    ReadPrincipal,
+    Services,
+    ServicesDep,
+    allow,
+    count_against,
+    current_principal,
+    get_address,
+)
+from app.core.errors import InvalidRequest, NotFound
 from app.core.ids import is_uuid7, uuid7
 from app.core.records import FeedbackRecord, PredictionRecord
 from app.core.text import check_not_binary, check_text
 from app.db.sqlite import store_feedback
 from app.security.tokens import read_feedback_token
-from app.training.datasets import rows
+from app.training.datasets import Format, rows
 
 router = APIRouter(route_class=StrictRoute, tags=["feedback"])
 
@@ -144,14 +153,14 @@ async def list_feedback(
 async def export_feedback(
     services: ServicesDep,
     principal: AdminPrincipal,
-    format: Annotated[Literal["sft", "dpo", "kto"], Query(description="As TRL reads it.")],
+    format: Annotated[Format, Query(description="As TRL reads it.")],
 ) -> StreamingResponse:
     """Current feedback as JSON lines that TRL reads: corrections as SFT and DPO, preferences as DPO, ratings as KTO."""
     headers = {"Content-Disposition": f'attachment; filename="feedback-{format}.jsonl"'}
     return StreamingResponse(_lines(services, format), media_type="application/x-ndjson", headers=headers)
 
 
-async def _lines(services: Services, format: Literal["sft", "dpo", "kto"]) -> AsyncIterator[bytes]:
+async def _lines(services: Services, format: Format) -> AsyncIterator[bytes]:
     async for triple in services.feedback.export():
         for row in rows([triple], format):
             yield json.dumps(row, ensure_ascii=False).encode() + b"\n"
@@ -162,20 +171,12 @@ async def _rated(body: FeedbackBody, request: Request, services: Services) -> tu
     if (body.prediction_id is None) == (body.feedback_token is None):
         raise InvalidRequest("Send either prediction_id or feedback_token.", field="prediction_id")
     if body.feedback_token is not None:
-        await _count(services, await get_address(request))
+        await count_against("feedback", services, await get_address(request))
         prediction_id = read_feedback_token(body.feedback_token, services.settings.security)
         return await _prediction(prediction_id, None, services), f"token:{prediction_id}", None
     principal = allow(await current_principal(request), "feedback")
-    await _count(services, principal.user_id)
+    await count_against("feedback", services, principal.user_id)
     return await _prediction(body.prediction_id or "", principal.user_id, services), principal.user_id, principal.user_id
-
-
-async def _count(services: Services, subject: str) -> None:
-    try:
-        await services.limiter.check("feedback", subject)
-    except TooManyRequests:
-        services.metrics.rejected.labels("rate_limit").inc()
-        raise
 
 
 async def _prediction(prediction_id: str, user_id: str | None, services: Services) -> PredictionRecord:

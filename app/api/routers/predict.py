@@ -16,6 +16,7 @@ from app.api.answers import (
     VALIDITY_S,
     AnswerOut,
     ReaderTooSlow,
+    admit,
     answer_out,
     count_call,
     ensure_valid,
@@ -23,7 +24,7 @@ from app.api.answers import (
     send_patiently,
 )
 from app.api.bodies import PREDICT, decode, read_body, require_json
-from app.api.deps import allow, current_principal, get_services
+from app.api.deps import get_services
 from app.api.disconnect import until_disconnect
 from app.api.problems import log_failure, problem
 from app.core.errors import UpstreamError
@@ -46,8 +47,8 @@ class Predict:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = HTTPConnection(scope)
         services = get_services(connection)
-        principal = allow(await current_principal(connection), "predict")
-        state = await count_call(services, connection, principal)
+        principal = await admit(connection)
+        state = await count_call(services, principal)
         headers = [(name.lower().encode(), value.encode()) for name, value in state.headers()]
         require_json(scope["headers"])
         try:

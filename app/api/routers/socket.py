@@ -19,9 +19,9 @@ from starlette.requests import HTTPConnection
 from starlette.routing import WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.answers import VALIDITY_S, ReaderTooSlow, answer_out, count_call, ensure_valid, reserve, send_patiently
+from app.api.answers import VALIDITY_S, ReaderTooSlow, admit, answer_out, count_call, ensure_valid, reserve, send_patiently
 from app.api.bodies import PREDICT, CancelBody, decode
-from app.api.deps import allow, current_principal, get_services
+from app.api.deps import count_against, get_address, get_services
 from app.api.problems import log_failure, problem
 from app.api.sse import Mailbox
 from app.core.errors import Conflict, InvalidRequest, Unauthenticated
@@ -49,7 +49,7 @@ class PredictSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = HTTPConnection(scope)
         services = get_services(connection)
-        principal = allow(await current_principal(connection), "predict")
+        principal = await admit(connection)
         if (await receive())["type"] != "websocket.connect":
             return
         await send({"type": "websocket.accept"})
@@ -120,7 +120,8 @@ class _Session:
                 if decode(text, _CANCEL).cancel:
                     await self._cancel()
                 return
-            await count_call(self._services, self._connection, self._principal)
+            await count_against("predict_address", self._services, await get_address(self._connection))
+            await count_call(self._services, self._principal)
             if self._busy:
                 raise Conflict("An answer is under way on this socket. Wait for it, or cancel it.")
             request = decode(text, PREDICT).to_request(request_id=request_id_var.get())
