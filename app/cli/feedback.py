@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
 from app.cli.context import load_config, opened, run
 from app.cli.output import emit_json, public, say, table, when
+from app.training.datasets import Format, rows
 
 if TYPE_CHECKING:
     from app.core.records import FeedbackRecord
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Feedback: list it, export it as training data.", no_args_is_help=True)
 
-Format = Literal["sft", "dpo", "kto"]
 _CUT = 60
 _PAGE = 500
 
@@ -69,8 +69,6 @@ def export(
 
 
 async def _export(feedback: Feedback, format: Format, file: TextIO) -> int:
-    from app.training.datasets import rows
-
     count = 0
     async for triple in feedback.export():
         for row in rows([triple], format):

@@ -13,6 +13,8 @@ from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from app.core.text import visible as escaped
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,14 +25,13 @@ _PIPE_WIDTH = 1000
 
 
 def visible(value: object) -> str:
-    """``value`` as text on one line: control characters, line separators and lone surrogates as ``\\u001b``."""
-    text = "" if value is None else str(value)
-    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
+    """``value`` as text on one line, see `app.core.text.visible`."""
+    return escaped("" if value is None else str(value))
 
 
-def visible_lines(text: str) -> str:
+def visible_lines(value: str) -> str:
     """As `visible`, but newlines and tabs stay: for answers of several lines."""
-    return "".join(char if char in "\n\t" or char.isprintable() else f"\\u{ord(char):04x}" for char in text)
+    return escaped(value, keep="\n\t")
 
 
 def stdout_console() -> Console:

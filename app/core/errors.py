@@ -35,6 +35,8 @@ Raise these anywhere below ``api``. ``app/api/problems.py`` holds the one table 
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class AprendizError(Exception):
     """Root of the tree.
@@ -53,6 +55,10 @@ class AprendizError(Exception):
         self.detail = detail or self.title
         self.retry_after = retry_after
         self.field = field
+
+    def again(self, *, retry_after: float | None = None) -> Self:
+        """A fresh copy to raise: one exception object raised in many tasks would collect all their tracebacks."""
+        return type(self)(self.detail, retry_after=self.retry_after if retry_after is None else retry_after, field=self.field)
 
 
 class InvalidRequest(AprendizError):

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from app.core.settings import Logging
+from app.core.text import visible
 
 request_id_var: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """Id of the request that the running task works for; set by the outermost middleware."""
@@ -54,7 +55,7 @@ class TextFormatter(logging.Formatter):
         data = getattr(record, "data", None)
         tail = " ".join(f"{key}={_clip(value)!r}" for key, value in data.items()) if isinstance(data, Mapping) else ""
         request_id = request_id_var.get()
-        head = f"{timestamp(record.created)[11:23]} {record.levelname:<7} {record.name}: {_visible(_clip(record.getMessage()))}"
+        head = f"{timestamp(record.created)[11:23]} {record.levelname:<7} {record.name}: {visible(_clip(record.getMessage()))}"
         text = " ".join(part for part in (head, tail, f"[{request_id}]" if request_id else "") if part)
         if record.exc_info:
             text += "\n" + "".join(traceback.format_exception(*record.exc_info))
@@ -85,7 +86,3 @@ def _clip(value: Any) -> Any:
     if isinstance(value, str) and len(value) > _MAX_FIELD:
         return value[:_MAX_FIELD] + f"… ({len(value)} characters)"
     return value
-
-
-def _visible(text: str) -> str:
-    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)

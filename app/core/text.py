@@ -1,4 +1,4 @@
-"""What counts as text: one rule for every string that a person sends and that we keep.
+"""What counts as text: one rule for every string that a person sends and that we keep; how names compare, how text is shown.
 
 Lengths are counted in Unicode code points, as Python's ``len`` does and as test B7 states.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
+import unicodedata
 
 from app.core.errors import InvalidRequest
 
@@ -62,6 +63,16 @@ def storable(text: str) -> str:
     For what a model wrote: it is kept, not refused.
     """
     return _UNSTORABLE.sub("\ufffd", text)
+
+
+def fold_name(name: str) -> str:
+    """What makes two names the same: NFKC, then casefold (and NFKC again, because folding can undo it)."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """``text`` with control characters, line separators and lone surrogates as ``\\u001b``, but for those in ``keep``."""
+    return "".join(char if char.isprintable() or char in keep else f"\\u{ord(char):04x}" for char in text)
 
 
 def _is_base64_blob(run: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 from app.core.errors import UpstreamError
@@ -234,8 +235,14 @@ class ModelSpec:
 
     @property
     def name(self) -> str:
-        """The public name, ``provider/model``."""
+        """``provider/model``, to the letter: it may hold a path, so it is not for callers."""
         return f"{self.provider}/{self.model}"
+
+    @property
+    def public_name(self) -> str:
+        """``provider/model`` as callers, logs and metrics see it. Of a path only the last part: paths are private."""
+        is_path = self.model.startswith(("/", ".", "~")) or "\\" in self.model
+        return f"{self.provider}/{PurePath(self.model).name or self.model}" if is_path else self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ A backup is one SQLite file and beside it ``NAME.sha256`` in the form that ``sha
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sqlite3
@@ -17,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app.core.errors import ConfigurationError, Conflict, NotFound, StorageUnavailable
+from app.core.files import hash_file, sync
 from app.core.settings import Settings
 from app.db.failures import reraise
 from app.db.location import Location, locate
@@ -82,7 +82,7 @@ def verify(source: Path) -> BackupInfo:
         raise NotFound(
             "The backup has no readable .sha256 file beside it, so nobody can tell whether it is whole. Use another backup."
         ) from None
-    found = _sha256(source)
+    found = hash_file(source)
     if found != expected:
         raise StorageUnavailable(
             "The backup is damaged: its SHA-256 is not the one that was written with it. Use another backup."
@@ -107,13 +107,13 @@ def restore(settings: Settings, source: Path) -> BackupInfo:
         with held(open_lock(path), shared=False, timeout_s=0, otherwise=busy):
             with _temporary(path) as fresh:
                 _copy_private(source, fresh)
-                if _sha256(fresh) != info.sha256:
+                if hash_file(fresh) != info.sha256:
                     raise StorageUnavailable(
                         "The copy of the backup does not match it; the disk may be failing. Nothing was changed."
                     )
                 replaced = _set_aside(path)
                 os.replace(fresh, path)
-            _sync_folder(path.parent)
+            sync(path.parent)
     except (OSError, sqlite3.Error) as error:
         reraise(error)
         raise
@@ -145,11 +145,11 @@ def _backup(path: Path, target: Path) -> BackupInfo:
         os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         _copy_online(path, fresh)
         _check_integrity(fresh)
-        digest = _sha256(fresh)
-        _sync(fresh)
+        digest = hash_file(fresh)
+        sync(fresh)
         _write_sum(target, digest)
         os.replace(fresh, target)
-    _sync_folder(target.parent)
+    sync(target.parent)
     return BackupInfo(target, digest, target.stat().st_size, datetime.now(UTC))
 
 
@@ -192,7 +192,7 @@ def _set_aside(path: Path) -> Path | None:
         if wal.exists():
             _second_name(wal, aside.with_name(aside.name + "-wal"))
         _second_name(path, aside)
-        _sync_folder(path.parent)
+        sync(path.parent)
     _drop(wal, shm)
     return aside
 
@@ -228,7 +228,7 @@ def _drop(*paths: Path) -> None:
 def _copy_private(source: Path, target: Path) -> None:
     with source.open("rb") as reader, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writer:
         shutil.copyfileobj(reader, writer, _CHUNK)
-    _sync(target)
+    sync(target)
 
 
 def _sum_file(path: Path) -> Path:
@@ -239,26 +239,10 @@ def _write_sum(target: Path, digest: str) -> None:
     path = _sum_file(target)
     try:
         path.write_text(f"{digest}  {target.name}\n", encoding="ascii")
-        _sync(path)
+        sync(path)
     except OSError:
         _drop(path)
         raise
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-_sync_folder = _sync
 
 
 def _stamp() -> str:

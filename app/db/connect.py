@@ -59,13 +59,17 @@ def _prepare_writer(connection: sqlite3.Connection) -> None:
 
 
 def sqlite_engine(path: Path, *, write: bool, pool_size: int = 1) -> Engine:
-    """An engine over `connect_sqlite`: writers begin IMMEDIATE, readers see one snapshot per transaction."""
+    """An engine over `connect_sqlite`: writers begin IMMEDIATE, readers see one snapshot per transaction.
+
+    Its errors, which may end in the log, name no parameters: these are prompts and hashes.
+    """
     engine = create_engine(
         "sqlite://",
         creator=lambda: connect_sqlite(path, write=write),
         poolclass=QueuePool,
         pool_size=pool_size,
         max_overflow=0,
+        hide_parameters=True,
     )
     begin = "BEGIN IMMEDIATE" if write else "BEGIN"
 
@@ -99,7 +103,7 @@ def postgres_engine(url: URL, *, pool_size: int) -> Engine:
     arguments = {"connect_timeout": 2, "application_name": "aprendiz", "client_encoding": "utf8", **url.query}
     try:
         if pool_size == 0:
-            return create_engine(url, connect_args=arguments, poolclass=NullPool)
+            return create_engine(url, connect_args=arguments, poolclass=NullPool, hide_parameters=True)
         return create_engine(
             url,
             connect_args=arguments,

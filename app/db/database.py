@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, text
 
-from app.core.errors import StorageUnavailable
+from app.core.errors import ShuttingDown, StorageUnavailable
 from app.core.metrics import Metrics
 from app.core.settings import Settings
 from app.db.location import locate
@@ -62,6 +62,11 @@ class Database(abc.ABC):
         if reason is not None:
             raise StorageUnavailable(reason)
         await self.read(lambda connection: connection.execute(text("SELECT 1")).scalar_one())
+
+
+def closed() -> ShuttingDown:
+    """What a database raises that is not open."""
+    return ShuttingDown("The database is closed: the service is starting or shutting down.", retry_after=5)
 
 
 def open_database(settings: Settings, metrics: Metrics | None = None) -> Database:

@@ -101,15 +101,10 @@ def may_retry(error: BaseException, attempt: int) -> bool:
     return state in _POSTGRES_RETRY or (state == _POSTGRES_UNIQUE and attempt < _UNIQUE_ATTEMPTS)
 
 
-def fresh(error: StorageUnavailable) -> StorageUnavailable:
-    """A copy to raise: an exception object that several callers raise would collect all their tracebacks."""
-    return type(error)(error.detail, retry_after=error.retry_after)
-
-
 def reraise(error: BaseException) -> None:
     """Raises our error in place of the driver's, where it is about the storage; else does nothing. Logs the driver's own."""
     failure = failure_of(error)
     if failure is None:
         return
     _log.error("the database failed", extra={"data": {"error": type(error).__name__, "reason": failure.error.detail}})
-    raise fresh(failure.error) from error
+    raise failure.error.again() from error

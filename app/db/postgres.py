@@ -19,11 +19,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core.errors import ConfigurationError, ShuttingDown, StorageUnavailable
+from app.core.errors import ConfigurationError, StorageUnavailable
 from app.core.metrics import Metrics
 from app.db import migrate
 from app.db.connect import postgres_engine
-from app.db.database import Database, T
+from app.db.database import Database, T, closed
 from app.db.failures import may_retry, reraise
 from app.db.location import Location
 
@@ -86,7 +86,7 @@ class PostgresDatabase(Database):
 
     async def _run(self, how: Callable[[Engine, Callable[[Connection], T]], T], fn: Callable[[Connection], T]) -> T:
         if self._engine is None or self._threads is None:
-            raise ShuttingDown("The database is closed: the service is starting or shutting down.", retry_after=5)
+            raise closed()
         running = asyncio.get_running_loop().run_in_executor(self._threads, _translated, how, self._engine, fn)
         try:
             # A server that hangs holds its thread, never its callers.

@@ -13,12 +13,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table
 
-from app.core.errors import ShuttingDown
 from app.core.metrics import Metrics
 from app.core.records import FeedbackRecord
 from app.db import migrate
 from app.db.connect import create_private, sqlite_engine
-from app.db.database import Database, T
+from app.db.database import Database, T, closed
 from app.db.failures import reraise
 from app.db.feedback import Feedback
 from app.db.location import Location
@@ -69,7 +68,7 @@ class SqliteDatabase(Database):
     async def read(self, fn: Callable[[Connection], T]) -> T:
         threads, readers = self._threads, self._readers
         if threads is None or readers is None:
-            raise _closed()
+            raise closed()
         return await asyncio.get_running_loop().run_in_executor(threads, _read, readers, fn)
 
     async def write(self, fn: Callable[[Connection], T]) -> T:
@@ -96,7 +95,7 @@ class SqliteDatabase(Database):
 
     def _open_writer(self) -> Writer:
         if self._writer is None:
-            raise _closed()
+            raise closed()
         return self._writer
 
     def _release(self) -> None:
@@ -116,10 +115,6 @@ def _read(readers: Engine, fn: Callable[[Connection], T]) -> T:
     except Exception as error:
         reraise(error)
         raise
-
-
-def _closed() -> ShuttingDown:
-    return ShuttingDown("The database is closed: the service is starting or shutting down.", retry_after=5)
 
 
 async def store_feedback(database: Database, feedback: FeedbackRecord) -> tuple[FeedbackRecord, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import unicodedata
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,15 +11,11 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from app.core.errors import Conflict
 from app.core.records import UNSET, Unset, UserRecord
+from app.core.text import fold_name
 from app.core.types import Role
 from app.db.database import Database
 from app.db.rows import make, record_of, records_of, values_of
 from app.db.schema import invites, users
-
-
-def username_key(username: str) -> str:
-    """What makes two user names the same: NFKC, then casefold (and NFKC again, because folding can undo it)."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", username).casefold())
 
 
 class Users:
@@ -61,7 +56,7 @@ class Users:
 
     async def by_name(self, username: str) -> UserRecord | None:
         """The account with that name in any case, or None."""
-        query = select(users).where(users.c.username_key == username_key(username))
+        query = select(users).where(users.c.username_key == fold_name(username))
         return await self._database.read(lambda connection: record_of(UserRecord, connection.execute(query).one_or_none()))
 
     async def list(self, *, limit: int = 100, after: str | None = None) -> builtins.list[UserRecord]:
@@ -125,7 +120,7 @@ class Users:
 
 
 def _insert(connection: Connection, user: UserRecord) -> None:
-    key = username_key(user.username)
+    key = fold_name(user.username)
     # Looked up first, not caught afterwards: after an error PostgreSQL lets nothing more happen in the transaction.
     if (
         connection.execute(select(users.c.id).where((users.c.username_key == key) | (users.c.id == user.id))).first()

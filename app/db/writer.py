@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.errors import Overloaded, ShuttingDown, StorageUnavailable
 from app.core.metrics import Metrics
-from app.db.failures import Failure, failure_of, fresh
+from app.db.failures import Failure, failure_of
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Writer:
 
     def _fail(self, batch: list[_Task], failure: Failure) -> None:
         for task in batch:
-            task.value, task.error = None, fresh(failure.error)
+            task.value, task.error = None, failure.error.again()
         self.disconnect()
         _log.error("a commit failed", extra={"data": {"tasks": len(batch), "reason": failure.error.detail}})
         if failure.lasting and self._poison is None:

@@ -21,7 +21,7 @@ from app.core.logging import request_id_var
 from app.core.records import AliasRecord, AuditRecord, VersionRecord
 from app.core.settings import Model
 from app.core.types import ModelSpec, Principal
-from app.models.deployment import Deployment, public_name
+from app.models.deployment import Deployment
 from app.models.pool import Pool
 from app.models.stores import ModelStores
 
@@ -84,10 +84,10 @@ class Aliases:
         if target is not None:
             return name, target.spec
         for target in self._targets.values():
-            public = public_name(target.spec)
+            public = target.spec.public_name
             if name in (public, public.partition("/")[2]):
                 return None, target.spec
-        known = [*self._targets, *sorted({public_name(target.spec) for target in self._targets.values()})]
+        known = [*self._targets, *sorted({target.spec.public_name for target in self._targets.values()})]
         raise UnknownModel(f"There is no model {name[:100]!r} here. Available: {', '.join(known)}.", field="model")
 
     def names_of(self, spec: ModelSpec) -> tuple[str, ...]:
@@ -274,4 +274,4 @@ def _spec_of_previous(previous: Mapping[str, Any]) -> ModelSpec:
 
 
 def _words(target: Target | None) -> str | None:
-    return None if target is None else public_name(target.spec)
+    return None if target is None else target.spec.public_name

@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import PurePath
 
 from app.core.errors import AprendizError, EngineUnavailable, ModelLoadFailed
 from app.core.metrics import Metrics
@@ -27,21 +26,9 @@ _LOAD_MARGIN_S = 5.0
 _CLOSE_S = 30.0
 
 
-def public_name(spec: ModelSpec) -> str:
-    """``provider/model`` as callers, logs and metrics see it. Of a model given by path only the last part: paths are
-    private."""
-    is_path = spec.model.startswith(("/", ".", "~")) or "\\" in spec.model
-    return f"{spec.provider}/{PurePath(spec.model).name or spec.model}" if is_path else spec.name
-
-
-def copy_error(error: AprendizError, *, retry_after: float | None = None) -> AprendizError:
-    """A fresh instance: one exception object raised in many tasks would collect all their tracebacks."""
-    return type(error)(error.detail, retry_after=error.retry_after if retry_after is None else retry_after, field=error.field)
-
-
 @dataclass(frozen=True, slots=True)
 class DeploymentStatus:
-    """A deployment as ``/model`` shows it. ``idle_s``: seconds since it was last used."""
+    """A deployment as ``/model`` shows it."""
 
     model: str
     device: str
@@ -53,7 +40,6 @@ class DeploymentStatus:
     waiting: int
     draining: bool
     loaded_at: datetime | None
-    idle_s: float
 
 
 class Deployment:
@@ -85,7 +71,7 @@ class Deployment:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spec = spec
-        self.name = public_name(spec)
+        self.name = spec.public_name
         self.label = metrics.model_label(self.name)
         self.scheduler = Scheduler(
             limit=settings.queue,
@@ -154,7 +140,7 @@ class Deployment:
         if self._loading is not None:
             await asyncio.wait([self._loading])
         if self._error is not None:
-            raise copy_error(self._error)
+            raise self._error.again()
 
     def start(self) -> None:
         """Starts the load in the background unless it runs or has run."""
@@ -209,7 +195,6 @@ class Deployment:
             waiting=self.scheduler.waiting,
             draining=self.draining,
             loaded_at=self.loaded_at,
-            idle_s=max(self._clock() - self.last_used, 0.0),
         )
 
     async def _load(self) -> None:
@@ -262,7 +247,7 @@ class Deployment:
         self._error = error
         self._set_state(EngineState.FAILED)
         logger.error("model not loaded", extra={"data": {"model": self.name, "error": error.slug, "detail": error.detail}})
-        self.scheduler.refuse(lambda: copy_error(error))
+        self.scheduler.refuse(error.again)
         self._on_failed(self, error)
 
     def _engine_state(self, state: EngineState) -> None:
@@ -285,7 +270,7 @@ class Deployment:
         error = EngineUnavailable("The model engine stopped and could not be restarted. Try again later.", retry_after=5)
         self._error = error
         self.scheduler.pause()
-        self.scheduler.refuse(lambda: copy_error(error))
+        self.scheduler.refuse(error.again)
         self._on_failed(self, error)
 
     def _queue_changed(self) -> None:
@@ -308,7 +293,7 @@ class Deployment:
     async def _close(self) -> None:
         error = EngineUnavailable("The model was unloaded. Try again.", retry_after=1)
         self.scheduler.pause()
-        self.scheduler.refuse(lambda: copy_error(error))
+        self.scheduler.refuse(error.again)
         try:
             if self._loaded is not None:
                 async with asyncio.timeout(_CLOSE_S):

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from app.core.errors import AprendizError, InvalidRequest, ModelLoadFailed, Unavailable, UnknownModel
-from app.models.local import hash_file, need_space
+from app.core.files import hash_file
+from app.models.local import need_space
 
 logger = logging.getLogger(__name__)
 

@@ -162,11 +162,6 @@ class Generation:
         else:
             self._start_settling(_End("error", "error", Usage(), error))
 
-    async def settled(self) -> None:
-        """Waits until it has ended and its end is stored."""
-        if self._settling is not None:
-            await asyncio.wait([self._settling])
-
     async def _next(self) -> Event | None:
         """The provider's next event, or None at its end. An interruption wakes it and is raised in place of the
         cancellation."""

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from app.core.errors import InvalidRequest, ModelLoadFailed, StorageFull, StorageUnavailable
+from app.core.files import hash_file, sync
 from app.models.catalogue import NAME
 
 Progress = Callable[[int, int | None, str], None]
 """``(bytes done, bytes in all or None, phase)``; phases: wait, download, unpack, copy, verify, done."""
 
 MANIFEST = "manifest.json"
-_CHUNK = 1 << 20
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -131,18 +130,6 @@ def verify(manifest: Manifest, models_dir: Path, on_progress: Progress) -> None:
         done += path.stat().st_size
 
 
-def hash_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file in hex; ``on_bytes`` hears how many bytes are done."""
-    digest, done = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            if on_bytes is not None:
-                on_bytes(done)
-    return digest.hexdigest()
-
-
 @contextlib.contextmanager
 def locked(name: str, models_dir: Path, on_progress: Progress) -> Iterator[Path]:
     """Holds the lock of one model name and gives a staging folder for it; a second process waits here.
@@ -185,15 +172,6 @@ def install(staged: Path, manifest: Manifest, models_dir: Path) -> None:
         raise
     sync(models_dir)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def need_space(models_dir: Path, wanted: int) -> None:

@@ -28,7 +28,7 @@ from app.core.records import AliasRecord, VersionRecord
 from app.core.settings import Model
 from app.core.types import EngineState, GenerationRequest, ModelSpec, Principal, VersionInfo
 from app.models.aliases import DEFAULT, Aliases, Target
-from app.models.deployment import Deployment, public_name
+from app.models.deployment import Deployment
 from app.models.fitting import fit
 from app.models.generation import Completed, Generation, Work
 from app.models.pool import Pool
@@ -270,7 +270,7 @@ class ModelManager:
 
     async def _register(self, spec: ModelSpec, version: VersionInfo) -> None:
         details = {**version.details, "context_tokens": version.context_tokens, "device": spec.device, "adapter": spec.adapter}
-        public = public_name(spec).partition("/")[2]
+        public = spec.public_name.partition("/")[2]
         if public != spec.model:
             details["spec_model"] = spec.model
         await self._stores.versions.put(
@@ -318,7 +318,7 @@ class ModelManager:
 
     def _alias_status(self, name: str, target: Target) -> AliasStatus:
         spec, deployment, failure = target.spec, self._pool.find(target.spec), self._pool.failure(target.spec)
-        provider, _, model = public_name(spec).partition("/")
+        provider, _, model = spec.public_name.partition("/")
         state = EngineState.STOPPED if deployment is None else deployment.state
         if deployment is None and failure is not None:
             state = EngineState.FAILED

@@ -17,8 +17,9 @@ import zipfile
 from pathlib import Path
 
 from app.core.errors import ModelLoadFailed, Unavailable
+from app.core.files import hash_file
 from app.models.catalogue import CatalogueEntry
-from app.models.local import Progress, hash_file, need_space
+from app.models.local import Progress, need_space
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from app.core.errors import AprendizError, Overloaded, ShuttingDown
 from app.core.metrics import Metrics
 from app.core.settings import Model
 from app.core.types import EngineState, ModelSpec, VersionInfo
-from app.models.deployment import Deployment, copy_error
+from app.models.deployment import Deployment
 from app.models.stores import Providers
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Pool:
             return found
         failure = self._failures.get(spec)
         if failure is not None and failure.until > self._clock():
-            raise copy_error(failure.error, retry_after=float(round(failure.until - self._clock() + 0.5)))
+            raise failure.error.again(retry_after=float(round(failure.until - self._clock() + 0.5)))
         return self.obtain(spec)
 
     def obtain(self, spec: ModelSpec, *, replaces: ModelSpec | None = None) -> Deployment:

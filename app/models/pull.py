@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.core.errors import InvalidRequest, ModelLoadFailed, UnknownModel
+from app.core.files import hash_file
 from app.models import hub
 from app.models.catalogue import NAME, CatalogueEntry, catalogue, entry
 from app.models.fetch import RemoteFile, check_url, fetch
@@ -24,7 +25,6 @@ from app.models.local import (
     Progress,
     Resolver,
     disk_errors,
-    hash_file,
     install,
     is_inside,
     list_models,

@@ -320,10 +320,6 @@ class Scheduler:
         self._arm()
         self._changed()
 
-    def retry_after(self) -> float:
-        """Whole seconds until a slot is likely free."""
-        return self._queue.retry_after()
-
     def _granted(self, ticket: Ticket) -> None:
         future = self._waiters.get(ticket)
         if future is not None and not future.done():

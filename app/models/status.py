@@ -22,11 +22,6 @@ class AliasStatus:
     error: str | None = None
     retry_in_s: float | None = None
 
-    @property
-    def full_name(self) -> str:
-        """``provider/model``."""
-        return f"{self.provider}/{self.model}"
-
 
 @dataclass(frozen=True, slots=True)
 class ManagerStatus:

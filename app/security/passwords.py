@@ -22,6 +22,7 @@ import argon2
 from argon2.exceptions import Argon2Error, InvalidHashError
 
 from app.core.errors import InvalidRequest, Overloaded
+from app.core.text import fold_name
 from app.security.common_passwords import COMMON_PASSWORDS, COMMON_STEMS
 
 MAX_PASSWORD = 128
@@ -182,7 +183,7 @@ def check_username(username: str) -> str:
 
 def fold_username(username: str) -> str | None:
     """As `check_username`; None where it is no user name."""
-    name = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", username).casefold())
+    name = fold_name(username)
     return name if _USERNAME.fullmatch(name) else None
 
 

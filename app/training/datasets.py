@@ -3,8 +3,8 @@
 | format | a row | made from |
 |---|---|---|
 | ``sft`` | ``prompt``, ``completion`` | corrections: the better answer |
-| ``dpo`` | ``prompt``, ``chosen``, ``rejected`` | corrections over the original answer; preferences between two answers to
-one prompt | | ``kto`` | ``prompt``, ``completion``, ``label`` | ratings: up is true, down is false |
+| ``dpo`` | ``prompt``, ``chosen``, ``rejected`` | corrections over the original; preferences between answers to one prompt |
+| ``kto`` | ``prompt``, ``completion``, ``label`` | ratings: up is true, down is false |
 
 An upvoted answer is no SFT row: a vote says "good enough", a correction says "like this". Each row also names its
 ``prediction_id`` and ``feedback_id``; TRL ignores columns it does not know. What cannot make a sound row makes none: feedback

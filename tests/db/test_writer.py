@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy import Connection, func, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from app.core.errors import Conflict, Overloaded, ShuttingDown, StorageUnavailable
 from app.core.metrics import Metrics
@@ -293,3 +293,9 @@ async def test_another_process_that_holds_the_lock_is_reported(sqlite: Database,
     other.close()
     await Users(sqlite).create(make.user())
     assert sqlite.unavailable() is None
+
+
+async def test_no_error_of_the_database_names_what_was_to_be_written(sqlite: Database) -> None:
+    with pytest.raises(DBAPIError) as caught:
+        await sqlite.write(lambda connection: connection.execute(text("INSERT INTO nowhere VALUES (:a)"), {"a": "a canary"}))
+    assert "canary" not in str(caught.value)

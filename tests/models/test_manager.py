@@ -17,7 +17,6 @@ from app.core.errors import (
     UnknownModel,
 )
 from app.core.types import EngineState, ModelSpec
-from app.models.deployment import public_name
 from app.models.generation import Generation
 from tests.models.conftest import MakeHouse
 from tests.models.doubles import Clock, House, ScriptedProvider, ask, spec, until, user
@@ -61,8 +60,8 @@ async def test_another_alias_is_a_name_for_everybody(make_house: MakeHouse) -> N
 
 
 def test_a_path_never_becomes_a_public_name() -> None:
-    assert public_name(ModelSpec("llamacpp", "/home/ana/secret/model.gguf")) == "llamacpp/model.gguf"
-    assert public_name(ModelSpec("hf", "owner/name")) == "hf/owner/name"
+    assert ModelSpec("llamacpp", "/home/ana/secret/model.gguf").public_name == "llamacpp/model.gguf"
+    assert ModelSpec("hf", "owner/name").public_name == "hf/owner/name"
 
 
 async def test_a_model_by_path_serves_and_shows_only_its_last_part(make_house: MakeHouse) -> None:
