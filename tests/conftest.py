@@ -1,16 +1,18 @@
 """A real server for every test that wants one: our app on uvicorn in a thread, on a free loopback port, with the echo provider.
 
 `service` is shared by the tests of a module; `serve` starts further ones with other settings. For what needs a process of its
-own (signals, memory) see `tests.api.process`.
+own (signals, memory) see `tests.acceptance.harness`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +24,11 @@ from fastapi import FastAPI
 from app.api.deps import Services
 from app.api.server import Server, bound_socket, make_server
 from app.core.settings import Settings
+from app.db import migrate
+from app.db.database import Database, open_database
 from app.main import create_app
 
+MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PASSWORD = "a long enough passphrase 4 tests"
 _UNLIMITED = "1000000/minute"
 _names = itertools.count(1)
@@ -146,6 +151,42 @@ def running(settings: Settings, before: Callable[[FastAPI], None] | None = None)
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive(), "the server did not end"
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated, empty SQLite database to copy: migrating costs more than most tests."""
+    folder = tmp_path_factory.mktemp("template")
+    migrate.upgrade(Settings(data_dir=folder))
+    return folder / "aprendiz.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, migrated_file: Path) -> Settings:
+    """Settings with a migrated, empty SQLite database."""
+    shutil.copy(migrated_file, tmp_path / "aprendiz.db")
+    return Settings(data_dir=tmp_path)
+
+
+@pytest.fixture
+async def sqlite(settings: Settings) -> AsyncIterator[Database]:
+    """An open, empty SQLite database."""
+    database = open_database(settings)
+    await database.open()
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture
+def model_file() -> Path:
+    """The bundled model: ``APRENDIZ_TEST_MODEL``, or what lies in a models directory. Skips without."""
+    named = os.environ.get("APRENDIZ_TEST_MODEL")
+    data = Path(os.environ.get("APRENDIZ_DATA_DIR", "data"))
+    candidates = [Path(named)] if named else [*data.glob(f"models/**/{MODEL_FILE}"), *data.glob("models/**/*smollm2*.gguf")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.absolute()
+    pytest.skip("no model: set APRENDIZ_TEST_MODEL to a GGUF file, or run `aprendiz models pull smollm2-135m-instruct`")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,8 @@
-"""The service as an operator runs it: a process of its own, seen only through its address, its output and signals."""
+"""The service as an operator runs it: a process of its own, seen only through its address, its output and signals.
+
+The one harness for whatever needs that: acceptance tests, start and end, the command line, the pages, measurements. What a
+thread can show, `tests.conftest` does faster.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,13 @@ def free_port() -> int:
 
 
 class ServiceProcess:
-    """`aprendiz serve` in a child. ``start`` waits until it is ready; ``kill`` is SIGKILL to the service alone."""
+    """The service in a child. ``start`` waits until it is ready; ``kill`` is SIGKILL to the service alone.
+
+    Args:
+        data: its data directory, also where it runs: no configuration of a developer's reaches it.
+        module: what ``python -m`` runs; ``aprendiz serve`` unless told.
+        environ: on top of what it needs; there is nothing else in its environment.
+    """
 
     def __init__(
         self,
@@ -39,15 +49,19 @@ class ServiceProcess:
         port: int | None = None,
         provider: str = "echo",
         model: str = "echo",
+        module: str = "app.cli.main",
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.data = data
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.module = module
         self.environ = {
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
             "HOME": str(data),
             "APRENDIZ_DATA_DIR": str(data),
+            "APRENDIZ_SERVER__PORT": str(self.port),
             "APRENDIZ_MODEL__PROVIDER": provider,
             "APRENDIZ_MODEL__MODEL": model,
             "APRENDIZ_LOGGING__LEVEL": "INFO",
@@ -57,26 +71,33 @@ class ServiceProcess:
         self.log: list[str] = []
         self.ready_after = 0.0
         self._process: subprocess.Popen[str] | None = None
+        self._readers: list[threading.Thread] = []
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        assert self._process is not None, "not started"
+        return self._process
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+        return self.process.pid
 
     def start(self, *, timeout: float = 60) -> ServiceProcess:
         begun = time.monotonic()
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        command = [sys.executable, "-m", self.module, *(["serve"] if self.module == "app.cli.main" else [])]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli.main", "serve", "--port", str(self.port)],
-            cwd=ROOT,
-            env={**self.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            command, cwd=self.data, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        for stream, lines in ((self._process.stdout, self.output), (self._process.stderr, self.log)):
-            threading.Thread(target=_drain, args=(stream, lines), daemon=True).start()
+        self._readers = [
+            threading.Thread(target=_drain, args=pair, daemon=True)
+            for pair in ((self._process.stdout, self.output), (self._process.stderr, self.log))
+        ]
+        for reader in self._readers:
+            reader.start()
         while time.monotonic() - begun < timeout:
             if self._process.poll() is not None:
+                self._read_out()
                 raise AssertionError(f"the service ended with {self._process.returncode}:\n" + "".join(self.log[-30:]))
             try:
                 if httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200:
@@ -88,25 +109,29 @@ class ServiceProcess:
         raise AssertionError("the service was not ready in time:\n" + "".join(self.log[-30:]))
 
     def kill(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
+        self.process.send_signal(signal.SIGKILL)
+        self.wait(10)
 
     def terminate(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout: float) -> int:
-        assert self._process is not None
-        return self._process.wait(timeout)
+        """The exit code; ``output`` and ``log`` are complete then."""
+        code = self.process.wait(timeout)
+        self._read_out()
+        return code
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self.terminate()
             try:
-                self._process.wait(30)
+                self.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+    def client(self, headers: Mapping[str, str] | None = None) -> httpx.Client:
+        """A client; use it as a context manager."""
+        return httpx.Client(base_url=self.url, headers=dict(headers or {}), timeout=20, trust_env=False, verify=False)
 
     def __enter__(self) -> ServiceProcess:
         return self.start()
@@ -137,8 +162,19 @@ class ServiceProcess:
 
     def rss(self) -> int:
         """Resident memory of the service process alone, in bytes."""
+        return self._memory("VmRSS")
+
+    def peak(self) -> int:
+        """The highest `rss` so far."""
+        return self._memory("VmHWM")
+
+    def _memory(self, field: str) -> int:
         text = Path(f"/proc/{self.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) * 1024  # type: ignore[index]
+        return int(text.partition(f"{field}:")[2].split()[0]) * 1024
+
+    def _read_out(self) -> None:
+        for reader in self._readers:
+            reader.join(10)
 
     def engines(self) -> list[int]:
         """Process ids of the engine workers, found as children of the service."""

@@ -86,10 +86,10 @@ def test_fifty_switches_under_twenty_streams(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.timeout(1800)
-def test_fifty_switches_of_a_real_model(tmp_path: Path, gguf: Path) -> None:
+def test_fifty_switches_of_a_real_model(tmp_path: Path, model_file: Path) -> None:
     data = tmp_path / "data"
-    models = [{"provider": "llamacpp", "model": install(gguf, data, "one")}]
-    models.append({"provider": "llamacpp", "model": install(gguf, data, "two", variant=True)})
+    models = [{"provider": "llamacpp", "model": install(model_file, data, "one")}]
+    models.append({"provider": "llamacpp", "model": install(model_file, data, "two", variant=True)})
     environ = {**NO_LIMITS, "APRENDIZ_MODEL__CONTEXT_TOKENS": "512"}
     with ServiceProcess(data, provider="llamacpp", model="one", environ=environ) as service:
         counts = asyncio.run(switch_under_load(service, service.admin(), models, 50))
@@ -101,9 +101,9 @@ def test_fifty_switches_of_a_real_model(tmp_path: Path, gguf: Path) -> None:
 
 
 @pytest.mark.model
-def test_a_killed_engine_is_a_clear_error_and_comes_back(tmp_path: Path, gguf: Path) -> None:
+def test_a_killed_engine_is_a_clear_error_and_comes_back(tmp_path: Path, model_file: Path) -> None:
     data = tmp_path / "data"
-    with ServiceProcess(data, provider="llamacpp", model=install(gguf, data, "one")) as service:
+    with ServiceProcess(data, provider="llamacpp", model=install(model_file, data, "one")) as service:
         headers = service.admin()
         body = {"prompt": "Tell a very long story about a river.", "stream": True, "max_tokens": 400}
         kind, problem = "", {}

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
+from tests.acceptance.harness import free_port
 from tests.cli.conftest import Cli
 from tests.cli.records import adding, user
-from tests.cli.service import free_port
 
 ECHO = {"APRENDIZ_MODEL__PROVIDER": "echo", "APRENDIZ_MODEL__MODEL": "echo"}
 

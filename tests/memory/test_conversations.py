@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +12,10 @@ import pytest
 from app.core.errors import NotFound
 from app.core.ids import uuid7
 from app.core.records import ConversationRecord, PredictionRecord, UserRecord
-from app.core.settings import Memory, Settings
+from app.core.settings import Memory
 from app.core.types import ALL_SCOPES, Message, Principal
 from app.db.conversations import Conversations
-from app.db.database import Database, open_database
+from app.db.database import Database
 from app.db.predictions import Predictions
 from app.db.users import Users
 from app.memory.conversations import ConversationMemory, estimate, title_of, turn_of
@@ -50,26 +48,29 @@ def a(text: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = open_database(Settings(data_dir=tmp_path))
-    await database.open()
+async def database(sqlite: Database) -> Database:
     for name in ("ana", "bea"):
-        await Users(database).create(UserRecord(name, name, "user", "hash", NOW))
-    yield database
-    await database.aclose()
+        await Users(sqlite).create(UserRecord(name, name, "user", "hash", NOW))
+    return sqlite
 
 
 def memory_of(database: Database, **options: Any) -> ConversationMemory:
     return ConversationMemory(Conversations(database), Predictions(database), Memory(), **options)
 
 
+async def begun(memory: ConversationMemory, name: str, text: str) -> ConversationRecord:
+    conversation = memory.begin(user(name), text)
+    await memory.keep(conversation)
+    return conversation
+
+
 async def test_a_conversation_grows_by_its_predictions(database: Database) -> None:
     memory = memory_of(database)
-    conversation = await memory.open(None, user("ana"), "  What is\nthe sky? ")
+    conversation = await begun(memory, "ana", "  What is\nthe sky? ")
     assert conversation.title == "What is the sky?"
     assert await memory.history(conversation) == []
     await Predictions(database).add(said(conversation, [{"role": "system", "content": "Be kind."}, u("Hi")], "Hello"))
-    same = await memory.open(conversation.id, user("ana"), "ignored")
+    same = await memory.open(conversation.id, user("ana"))
     assert (same.id, same.title) == (conversation.id, conversation.title)
     history = await memory.history(same)
     assert history == [Message("user", "Hi"), Message("assistant", "Hello")]
@@ -80,8 +81,8 @@ async def test_a_conversation_grows_by_its_predictions(database: Database) -> No
 
 async def test_opening_notes_the_use(database: Database) -> None:
     memory = memory_of(database)
-    conversation = await memory.open(None, user("ana"), "x")
-    await memory.open(conversation.id, user("ana"), "x")
+    conversation = await begun(memory, "ana", "x")
+    await memory.open(conversation.id, user("ana"))
     found = await Conversations(database).get(conversation.id, user_id="ana")
     assert found is not None and found.updated_at >= conversation.updated_at
 
@@ -89,22 +90,22 @@ async def test_opening_notes_the_use(database: Database) -> None:
 @pytest.mark.parametrize("name", ["bea", "ana"])
 async def test_anothers_and_an_absent_one_are_the_same(database: Database, name: str) -> None:
     memory = memory_of(database)
-    conversation = await memory.open(None, user("ana"), "secret plans")
+    conversation = await begun(memory, "ana", "secret plans")
     asked = conversation.id if name == "bea" else uuid7()
     with pytest.raises(NotFound) as caught:
-        await memory.open(asked, user(name), "x")
+        await memory.open(asked, user(name))
     assert caught.value.detail == "There is no such conversation of yours."
 
 
 @pytest.mark.parametrize("conversation_id", ["", "x", "../x", "a\0b", "1" * 5000, "00000000-0000-4000-8000-000000000000"])
 async def test_what_is_no_id_is_not_looked_up(database: Database, conversation_id: str) -> None:
     with pytest.raises(NotFound):
-        await memory_of(database).open(conversation_id, user("ana"), "x")
+        await memory_of(database).open(conversation_id, user("ana"))
 
 
 async def test_failed_and_cut_answers_are_not_recalled(database: Database) -> None:
     memory = memory_of(database)
-    conversation = await memory.open(None, user("ana"), "x")
+    conversation = await begun(memory, "ana", "x")
     for status in ("error", "cancelled"):
         await Predictions(database).add(said(conversation, [u("bad")], "half", status=status))
     assert await memory.history(conversation) == []
@@ -112,7 +113,7 @@ async def test_failed_and_cut_answers_are_not_recalled(database: Database) -> No
 
 async def test_the_newest_whole_turns_within_the_budget(database: Database) -> None:
     memory = memory_of(database, count=lambda text: len(text.split()))
-    conversation = await memory.open(None, user("ana"), "x")
+    conversation = await begun(memory, "ana", "x")
     for index in range(5):
         await Predictions(database).add(said(conversation, [u(f"question {index}")], f"answer {index}"))
     # Each turn: two messages of two words, and four tokens around each.
@@ -127,7 +128,7 @@ async def test_the_newest_whole_turns_within_the_budget(database: Database) -> N
 
 async def test_a_turn_too_long_for_the_budget_ends_the_recall(database: Database) -> None:
     memory = memory_of(database, count=len)
-    conversation = await memory.open(None, user("ana"), "x")
+    conversation = await begun(memory, "ana", "x")
     await Predictions(database).add(said(conversation, [u("old")], "short"))
     await Predictions(database).add(said(conversation, [u("x" * 1000)], "long"))
     await Predictions(database).add(said(conversation, [u("new")], "short"))
@@ -139,7 +140,7 @@ async def test_a_turn_too_long_for_the_budget_ends_the_recall(database: Database
 
 async def test_a_tool_result_is_never_recalled_without_its_call(database: Database) -> None:
     memory = memory_of(database, count=len)
-    conversation = await memory.open(None, user("ana"), "x")
+    conversation = await begun(memory, "ana", "x")
     call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
     first = said(conversation, [u("time? " + "x" * 200)], "", tool_calls=(call,))
     result = {"role": "tool", "content": "noon", "tool_call_id": "c1"}

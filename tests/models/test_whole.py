@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from app.core.records import UserRecord
 from app.core.settings import Settings
 from app.core.types import EngineState, ModelSpec, TextDelta
 from app.db.audit import Audit
-from app.db.database import Database, open_database
+from app.db.database import Database
 from app.db.predictions import Predictions
 from app.db.users import Users
 from app.db.versions import Aliases, Versions
@@ -30,13 +29,10 @@ SMOL = ModelSpec("llamacpp", "smollm2-135m-instruct")
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = open_database(Settings(data_dir=tmp_path))
-    await database.open()
+async def database(sqlite: Database) -> Database:
     for name in ("ana", "root"):
-        await Users(database).create(UserRecord(name, name, "user", "hash", datetime.now(UTC)))
-    yield database
-    await database.aclose()
+        await Users(sqlite).create(UserRecord(name, name, "user", "hash", datetime.now(UTC)))
+    return sqlite
 
 
 def manager_of(database: Database, tmp_path: Path, models: Path | None = None, **model: object) -> ModelManager:

@@ -1,8 +1,7 @@
-"""What the provider tests share: a context with short paths, the bundled model if there is one."""
+"""What the provider tests share: a context with short paths."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,26 +11,12 @@ import pytest
 from app.core.settings import Model, Providers
 from app.providers.base import ProviderContext
 
-MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
 
 @pytest.fixture
 def runtime_dir() -> Iterator[Path]:
     """A short path: Unix sockets take about 107 bytes."""
     with TemporaryDirectory(prefix="apr-") as folder:
         yield Path(folder)
-
-
-@pytest.fixture
-def model_file() -> Path:
-    """The bundled model: ``APRENDIZ_TEST_MODEL``, or what lies in a models directory. Skips without."""
-    named = os.environ.get("APRENDIZ_TEST_MODEL")
-    data = Path(os.environ.get("APRENDIZ_DATA_DIR", "data"))
-    candidates = [Path(named)] if named else [*data.glob(f"models/**/{MODEL_FILE}"), *data.glob("models/**/*smollm2*.gguf")]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate.absolute()
-    pytest.skip("no model: set APRENDIZ_TEST_MODEL to a GGUF file, or run `aprendiz models pull smollm2-135m-instruct`")
 
 
 @pytest.fixture
