@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -117,6 +118,7 @@ def test_the_container_runs_as_a_nobody_and_its_parts_exist() -> None:
     assert "\nUSER 10001:10001\n" in text
     assert "\nHEALTHCHECK " in text
     assert "\nVOLUME /data\n" in text
+    assert not re.search(r"uninstall.*\bpip$", text, re.M)  # the first start pulls the model with it
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["COPY"] and not words[1].startswith("--"):
