@@ -5,12 +5,15 @@ from __future__ import annotations
 import builtins
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, or_, select, update
 
 from app.core.records import Rotation, SessionRecord
 from app.db.database import Database
 from app.db.rows import add, record_of, records_of
 from app.db.schema import sessions
+
+_KEPT = timedelta(days=7)
+"""A login that has ended stays for so long, for whoever looks into what happened."""
 
 
 class Sessions:
@@ -20,7 +23,11 @@ class Sessions:
         self._database = database
 
     async def create(self, session: SessionRecord) -> None:
-        """Adds a login. Raises Conflict as `app.db.rows.add`."""
+        """Adds a login, and drops those of its user that ended long ago. Raises Conflict as `app.db.rows.add`."""
+        long_ago = session.created_at - _KEPT
+        ended = or_(sessions.c.expires_at < long_ago, sessions.c.revoked_at < long_ago)
+        query = delete(sessions).where(sessions.c.user_id == session.user_id, ended)
+        await self._database.write(lambda connection: connection.execute(query))
         await add(self._database, sessions, session)
 
     async def get(self, session_id: str) -> SessionRecord | None:

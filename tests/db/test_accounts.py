@@ -199,6 +199,12 @@ async def test_sessions_live_and_end(database: Database) -> None:
     assert await sessions.revoke_user(owner.id, except_id=two.id, now=NOW) == 1
     assert await sessions.list(owner.id, now=NOW) == [two]
     assert await sessions.revoke_user(owner.id, now=NOW) == 1
+    await sessions.create(make.session(owner.id, created_at=NOW + timedelta(days=6)))
+    assert await sessions.get(one.id) is not None
+    await sessions.create(make.session(other.id, created_at=NOW + timedelta(days=8)))
+    assert await sessions.get(one.id) is not None  # another's login touches nothing
+    await sessions.create(make.session(owner.id, created_at=NOW + timedelta(days=8)))
+    assert [await sessions.get(each.id) for each in (one, two, expired)] == [None, None, None]
 
 
 async def test_rotation_in_its_four_outcomes(database: Database) -> None:

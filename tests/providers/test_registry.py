@@ -16,6 +16,7 @@ from app.core.errors import ConfigurationError, UnknownModel
 from app.core.types import ModelSpec
 from app.providers.base import BaseLLMProvider, LoadedModel, ProviderContext
 from app.providers.echo import EchoProvider
+from app.providers.llamacpp import LlamaCppProvider
 from app.providers.registry import ProviderRegistry, check_provider
 
 MakeContext = Callable[..., ProviderContext]
@@ -108,3 +109,11 @@ def test_looking_up_providers_imports_no_engine(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+async def test_what_is_not_there_is_named_without_its_path(make_context: MakeContext) -> None:
+    spec = ModelSpec("llamacpp", "/home/ana/secret/model.gguf")
+    with pytest.raises(UnknownModel) as caught:
+        await LlamaCppProvider(make_context()).open(spec, on_state=lambda state: None)
+    assert "llamacpp/model.gguf" in caught.value.detail
+    assert "ana" not in caught.value.detail
