@@ -3,8 +3,8 @@
     .venv/bin/python -m bench.serving --model FILE.gguf [--rounds 3] [--tokens 64] [--streams 1 8]
 
 The engine is the same worker with the same settings both times. "engine": a bare HTTP client on its socket. "service": POST
-/predict with a bearer token, streamed, with login, limits, metrics, JSON log and stored prediction on. Rounds alternate; medians
-are printed as a table. CPU is user plus system time of the service process per token, without the engine's.
+/predict with a bearer token, streamed, with login, limits, metrics, JSON log and stored prediction on. Rounds alternate;
+medians are printed as a table. CPU is user plus system time of the service process per token, without the engine's.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from tests.acceptance.harness import ServiceProcess, install
 PROMPTS = [
     f"Write a long story about a {thing} in {place}." for thing in ("river", "clock", "dog", "ship") for place in "ABCDEFGH"
 ]
+
+HEAD = "| streams | engine tok/s | service tok/s | ratio | first token ms: engine | service | service CPU µs/token |"
 
 Ask = Callable[[str], Awaitable[tuple[int, float]]]
 """Asks one question to its end; returns the answer's tokens and the seconds to its first piece."""
@@ -83,9 +85,7 @@ async def measure(arguments: argparse.Namespace, service: ServiceProcess, header
         async def whole(prompt: str) -> tuple[int, float]:
             return await over_http(outside, f"{service.url}/predict", {**question, "prompt": prompt})
 
-        print(
-            "| streams | engine tok/s | service tok/s | ratio | engine first token ms | service first token ms | service CPU µs/token |"
-        )
+        print("| streams | engine tok/s | service tok/s | ratio | first token ms: engine | service | service CPU µs/token |")
         print("|---|---|---|---|---|---|---|")
         for streams in arguments.streams:
             await asyncio.gather(load(alone, 1), load(whole, 1))  # warm both

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PASSWORD = "correct horse battery staple"
+PASSWORD = "violet harbour lantern 42"
 
 
 def call(url: str, body: dict[str, Any] | None = None, token: str = "") -> dict[str, Any]:
