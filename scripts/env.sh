@@ -59,10 +59,15 @@ install() {
     pip_install --no-deps --require-hashes -r requirements/bootstrap.lock
     local lock arguments=()
     for lock in "$@"; do arguments+=(-r "$lock"); done
-    # The lock is complete: no resolver, every file checked against its hash. Byte code is made at the first import.
+    # The lock is complete: no resolver, every file checked against its hash.
     pip_install --no-deps --no-compile --require-hashes "${arguments[@]}" ||
         die "the installation failed (see above); start ${0##*/} again to go on"
     pip_install --no-deps --no-build-isolation --editable .
+    if [ "$name" = base ]; then
+        # On all cores, where pip would take one; and here, because with PYTHONDONTWRITEBYTECODE set no import would keep it and
+        # each start would take seconds longer. A package may ship a file for another Python: that is no failure.
+        "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" app >/dev/null || :
+    fi
     echo "$wanted" >"$stamp"
 }
 
