@@ -75,7 +75,7 @@ def answer_out(prediction: PredictionRecord, settings: Settings) -> AnswerOut:
 
 
 async def admit(connection: HTTPConnection) -> Principal:
-    """Who wants an answer. Counts the address first, so that guessing credentials asks the database no oftener than that.
+    """Who wants an answer. Counts the address first, so that guessing credentials asks the database no more often than that.
 
     Raises TooManyRequests, Unauthenticated, Forbidden.
     """

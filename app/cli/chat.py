@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from app.cli.context import load_config, quiet_logs, service_url
+from app.cli.context import quiet_logs
 from app.cli.output import EXIT_FAILURE, say
 
 if TYPE_CHECKING:
@@ -36,32 +36,19 @@ def chat(
 
 
 async def _chat(message: str | None, *, model: str | None, url: str | None, key: str | None, user: str) -> None:
-    from app.cli.client import ServiceClient
     from app.cli.conversation import Conversation
-    from app.cli.credential import credential
+    from app.cli.credential import connected
 
-    settings = load_config().settings
-    address = service_url(settings, url)
-    async with ServiceClient(address, None) as stranger:
-        await stranger.get("/health/live")  # before a key is minted for nothing
-    async with (
-        credential(
-            settings,
-            key=key,
-            user=user,
-            remote=url is not None,
-            purpose="aprendiz chat",
-            scopes=("predict", "feedback", "read"),
-        ) as secret,
-        ServiceClient(address, secret) as client,
-    ):
+    async with connected(
+        url=url, key=key, user=user, purpose="aprendiz chat", scopes=("predict", "feedback", "read")
+    ) as client:
         conversation = Conversation(client, model=model)
         if message is not None:
             await _answer_once(conversation, message)
         else:
             from app.cli.terminal import Terminal
 
-            await Terminal(conversation, address).run()
+            await Terminal(conversation, client.url).run()
 
 
 async def _answer_once(conversation: Conversation, message: str) -> None:

@@ -29,7 +29,7 @@ class ServiceClient:
     """
 
     def __init__(self, url: str, key: str | None) -> None:
-        self._url = url
+        self.url = url
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -86,16 +86,16 @@ class ServiceClient:
             raise RuntimeError("use the client as `async with`")
         timeout = aiohttp.ClientTimeout(total=total, sock_connect=_CONNECT_S)
         try:
-            async with self._session.request(method, self._url + path, json=body, timeout=timeout) as response:
+            async with self._session.request(method, self.url + path, json=body, timeout=timeout) as response:
                 yield response
         except (aiohttp.ClientConnectionError, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-            raise Unavailable(f"No service answers at {self._url}. Start it with `aprendiz serve`, or pass --url.") from error
+            raise Unavailable(f"No service answers at {self.url}. Start it with `aprendiz serve`, or pass --url.") from error
         except aiohttp.ClientPayloadError as error:
             raise UpstreamError("The connection broke off before the end of the answer. Ask again.") from error
         except (aiohttp.ClientError, ValueError) as error:
-            raise UpstreamError(f"The answer of {self._url} cannot be read; is it an Aprendiz service?") from error
+            raise UpstreamError(f"The answer of {self.url} cannot be read; is it an Aprendiz service?") from error
         except TimeoutError as error:
-            raise Unavailable(f"The service at {self._url} does not answer in time.") from error
+            raise Unavailable(f"The service at {self.url} does not answer in time.") from error
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         if response.status < 400:

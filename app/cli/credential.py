@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from app.cli.context import opened, user_named
+from app.cli.client import ServiceClient
+from app.cli.context import load_config, opened, service_url, user_named
 from app.cli.output import say, visible
 from app.core.errors import Unauthenticated
 
@@ -53,6 +54,22 @@ async def credential(
     finally:
         async with opened(settings) as database:
             await Keys(database).revoke(record.id, now=datetime.now(UTC))
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    *, url: str | None, key: str | None, user: str = "", purpose: str, scopes: tuple[Scope, ...]
+) -> AsyncIterator[ServiceClient]:
+    """A client of the running service that shows a `credential`. None is minted where no service answers."""
+    settings = load_config().settings
+    address = service_url(settings, url)
+    async with ServiceClient(address, None) as stranger:
+        await stranger.get("/health/live")
+    async with (
+        credential(settings, key=key, user=user, remote=url is not None, purpose=purpose, scopes=scopes) as secret,
+        ServiceClient(address, secret) as client,
+    ):
+        yield client
 
 
 async def _operator(database: Database) -> UserRecord:

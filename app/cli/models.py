@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from app.cli.context import load_config, quiet_logs, service_url
+from app.cli.context import load_config, quiet_logs
 from app.cli.output import EXIT_USAGE, data, emit_json, say, stderr_console, table, visible
 
 if TYPE_CHECKING:
@@ -183,20 +183,10 @@ def reload_model(url: str | None = URL, key: str | None = KEY) -> None:
 
 
 async def _post(path: str, body: dict[str, Any] | None, *, url: str | None, key: str | None) -> Any:
-    from app.cli.client import ServiceClient
-    from app.cli.credential import credential
+    from app.cli.credential import connected
 
     quiet_logs()
-    settings = load_config().settings
-    address = service_url(settings, url)
-    async with ServiceClient(address, None) as stranger:
-        await stranger.get("/health/live")  # before a key is minted for nothing
-    async with (
-        credential(
-            settings, key=key, user="", remote=url is not None, purpose="aprendiz models", scopes=("read", "admin")
-        ) as secret,
-        ServiceClient(address, secret) as client,
-    ):
+    async with connected(url=url, key=key, purpose="aprendiz models", scopes=("read", "admin")) as client:
         return await client.post(path, body)
 
 

@@ -28,6 +28,10 @@ class ConversationOut(BaseModel):
     created_at: datetime
     updated_at: datetime
 
+    @classmethod
+    def of(cls, record: ConversationRecord) -> ConversationOut:
+        return ConversationOut.model_validate(record, from_attributes=True)
+
 
 class ConversationPage(BaseModel):
     """Newest first. ``next``: send it as ``after`` for the page behind this one; null at the end."""
@@ -62,7 +66,9 @@ async def list_conversations(
 ) -> ConversationPage:
     """Your conversations, newest first."""
     found = await services.conversations.list(principal.user_id, limit=limit, after=after)
-    return ConversationPage(items=[_out(each) for each in found], next=found[-1].id if len(found) == limit else None)
+    return ConversationPage(
+        items=[ConversationOut.of(each) for each in found], next=found[-1].id if len(found) == limit else None
+    )
 
 
 @router.get("/{conversation_id}", summary="Show one")
@@ -76,7 +82,7 @@ async def show_conversation(
     if found is None:
         raise NotFound(_NONE)
     turns = await services.predictions.of_conversation(found.id, user_id=principal.user_id)
-    return ConversationTurns(**_out(found).model_dump(), turns=[_turn(each) for each in turns])
+    return ConversationTurns(**ConversationOut.of(found).model_dump(), turns=[_turn(each) for each in turns])
 
 
 @router.delete("/{conversation_id}", status_code=204, summary="Delete one")
@@ -86,10 +92,6 @@ async def delete_conversation(conversation_id: ConversationId, services: Service
     if not gone:
         raise NotFound(_NONE)
     return Response(status_code=204)
-
-
-def _out(record: ConversationRecord) -> ConversationOut:
-    return ConversationOut(id=record.id, title=record.title, created_at=record.created_at, updated_at=record.updated_at)
 
 
 def _turn(record: PredictionRecord) -> TurnOut:

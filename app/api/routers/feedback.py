@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,6 +74,10 @@ class FeedbackOut(BaseModel):
     review: str
     created_at: datetime
 
+    @classmethod
+    def of(cls, record: FeedbackRecord) -> Self:
+        return cls.model_validate(record, from_attributes=True)
+
 
 class FeedbackPage(BaseModel):
     """Newest first. ``next``: send it as ``after`` for the page behind this one; null at the end."""
@@ -124,7 +128,7 @@ async def give_feedback(
         for kind in ("rating", "correction", "preferred_over", "comment"):
             if getattr(record, kind) is not None:
                 services.metrics.feedback.labels(kind).inc()
-    return _out(record)
+    return FeedbackOut.of(record)
 
 
 @router.get("/feedback", summary="List feedback")
@@ -141,7 +145,9 @@ async def list_feedback(
         allow(principal, "admin")
     user_id = None if all else principal.user_id
     records = await services.feedback.list(user_id=user_id, limit=limit, after=after, current=not history)
-    return FeedbackPage(items=[_out(record) for record in records], next=records[-1].id if len(records) == limit else None)
+    return FeedbackPage(
+        items=[FeedbackOut.of(record) for record in records], next=records[-1].id if len(records) == limit else None
+    )
 
 
 @router.get(
@@ -202,18 +208,3 @@ def _check(body: FeedbackBody) -> None:
     for tag in body.tags or ():
         if not _TAG.fullmatch(tag):
             raise InvalidRequest("A tag has 1 to 32 of a-z, 0-9, dot, underscore, hyphen.", field="tags")
-
-
-def _out(record: FeedbackRecord) -> FeedbackOut:
-    return FeedbackOut(
-        id=record.id,
-        prediction_id=record.prediction_id,
-        rating=record.rating,
-        correction=record.correction,
-        preferred_over=record.preferred_over,
-        comment=record.comment,
-        tags=list(record.tags),
-        rater=record.rater,
-        review=record.review,
-        created_at=record.created_at,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -78,6 +78,10 @@ class VersionOut(BaseModel):
     template_hash: str | None
     created_at: datetime
 
+    @classmethod
+    def of(cls, record: VersionRecord) -> Self:
+        return cls.model_validate(record, from_attributes=True)
+
 
 class VersionsOut(BaseModel):
     """All versions that have been loaded here."""
@@ -130,7 +134,7 @@ async def switch_model(body: ModelBody, services: ServicesDep, principal: AdminP
 @router.get("/versions", summary="What has served here")
 async def list_versions(services: ServicesDep, principal: ReadPrincipal) -> VersionsOut:
     """Every version that has been loaded here; any of them can be promoted."""
-    return VersionsOut(items=[_version_out(version) for version in await services.models.versions()])
+    return VersionsOut(items=[VersionOut.of(version) for version in await services.models.versions()])
 
 
 @router.post("/reload", summary="Restart the engine")
@@ -224,16 +228,4 @@ def _alias_out(alias: AliasRecord) -> AliasOut:
         device=alias.device,
         moved_at=alias.moved_at,
         previous=None if alias.previous is None else dict(alias.previous),
-    )
-
-
-def _version_out(version: VersionRecord) -> VersionOut:
-    return VersionOut(
-        id=version.id,
-        provider=version.provider,
-        model=version.model,
-        base_hash=version.base_hash,
-        adapter_hash=version.adapter_hash,
-        template_hash=version.template_hash,
-        created_at=version.created_at,
     )
