@@ -47,7 +47,7 @@ OPEN_OPERATIONS: Final = frozenset(
 )
 """Operations that can succeed without a login; all others name a security scheme."""
 
-_PROBLEMS: Final = {
+PROBLEMS: Final = {
     "400": "Malformed HTTP",
     "401": "No credential, or a bad one",
     "403": "A good credential without the right, or a request from another web site",
@@ -67,6 +67,7 @@ _PROBLEMS: Final = {
     "504": "A model provider was too slow",
     "507": "The disk is full",
 }
+"""What each status of a problem means; a test compares with `app.api.problems.STATUS`."""
 _PROBLEM_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
     "title": "Problem",
@@ -201,7 +202,7 @@ def _complete(operation: dict[str, Any], *, open_to_all: bool) -> None:
     responses = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]
-    for status, meaning in _PROBLEMS.items():
+    for status, meaning in PROBLEMS.items():
         described = responses.setdefault(status, {"description": meaning})
         if "application/json" not in described.get("content", {}):
             described["content"] = {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}

@@ -1,6 +1,6 @@
 """``aprendiz users``: accounts, for the operator of this machine. Works on the database; whoever can write it needs no login.
 
-Every change is written to the audit log, with the actor ``command line``.
+Every change is written to the audit log, without an actor and with ``via: command line``.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class AliasRecord:
     """Where an alias points. ``configured``: the ``provider/model`` that the configuration named when the alias was moved.
 
     A restart follows the alias only while the configuration still says the same: the database never overrides a setting.
-    ``previous_*``: what it pointed at before, for rollback.
+    ``previous``: what it pointed at before, for rollback.
     """
 
     name: str

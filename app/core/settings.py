@@ -121,7 +121,9 @@ class Database(Section):
 class Model(Section):
     """The model behind the alias `default`, and how engines run."""
 
-    provider: str = Field("llamacpp", description="Provider of the default model: llamacpp, hf, echo, openai, claude.")
+    provider: str = Field(
+        "llamacpp", description="Provider of the default model: llamacpp, hf or echo, or one that a package brings."
+    )
     model: str = Field(
         "smollm2-135m-instruct", description="Its name there: a catalogue name, a Hub name, a folder or a GGUF file."
     )

@@ -1,4 +1,4 @@
-"""The provider contract: a way to reach models, in four methods. Abilities are data, never ``isinstance``.
+"""The provider contract: one method opens a model, the open model has four. Abilities are data, never ``isinstance``.
 
 A provider is a *kind* (``llamacpp``, ``hf``, ``echo``, ...). `BaseLLMProvider.open` gives one `LoadedModel`: for local
 providers a supervised engine process, for remote ones a client. ``models`` decides when to open, share and close them;

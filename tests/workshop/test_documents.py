@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.api.openapi import inventory
+from app.api.openapi import PROBLEMS, inventory
 from app.api.problems import STATUS
 from app.core.metrics import Metrics
 from app.core.types import EngineState
@@ -56,6 +56,10 @@ def test_every_problem_stands_in_the_api_document() -> None:
     rows = {slug: int(status) for slug, status in re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", text("doc/api.md"), re.M)}
     assert rows.pop("method-not-allowed") == 405  # the router's own, not of our tree
     assert rows == {kind.slug: status for kind, status in STATUS.items()}
+
+
+def test_the_reference_names_every_status_of_a_problem() -> None:
+    assert {int(status) for status in PROBLEMS} == {*STATUS.values(), 405}
 
 
 def test_every_metric_stands_in_the_operations_document() -> None:
