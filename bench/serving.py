@@ -71,7 +71,10 @@ async def measure(arguments: argparse.Namespace, service: ServiceProcess, header
     assert isinstance(engine, LlamaCppModel)
     wire = engine._engine.client()
     question = {"max_tokens": arguments.tokens, "temperature": 0.0, "stream": True}
-    system = {"role": "system", "content": "You are Aprendiz, a helpful assistant. Answer clearly and briefly."}
+    system = {
+        "role": "system",
+        "content": "You are Aprendiz, a helpful assistant. Give clear, correct and short answers in plain words.",
+    }
     async with aiohttp.ClientSession(headers=headers) as outside:
 
         async def alone(prompt: str) -> tuple[int, float]:

@@ -139,7 +139,7 @@ class Model(Section):
     )
     temperature: float = Field(0.2, ge=0, le=2, description="Sampling temperature where the caller names none.")
     system_prompt: str = Field(
-        "You are Aprendiz, a helpful assistant. Answer clearly and briefly.",
+        "You are Aprendiz, a helpful assistant. Give clear, correct and short answers in plain words.",
         max_length=20_000,
         description="System message where a request has none; stored with the prediction. Empty: the model's own default.",
     )
