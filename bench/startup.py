@@ -112,6 +112,7 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="aprendiz-startup-"))
     environ = {**os.environ, "APRENDIZ_DATA_DIR": str(work / "data"), "PIP_NO_CACHE_DIR": "1", "UV_NO_CACHE": "1"}
     figures: dict[str, Any] = {}
+    run: Run | None = None
     try:
         folder = ROOT
         if not arguments.skip_cold:
@@ -140,6 +141,8 @@ def main() -> None:
         figures["warm_start_to_first_answer_s"] = statistics.median(answered)
         figures["idle_service_rss_mib"] = statistics.median(memory)
     finally:
+        if run is not None and run.process.poll() is None:
+            run.stop()
         shutil.rmtree(work, ignore_errors=True)
     for name, value in figures.items():
         print(json.dumps({"figure": name, "value": value}))
