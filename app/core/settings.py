@@ -145,7 +145,7 @@ class Model(Section):
     )
     queue: int = Field(256, ge=0, le=100_000, description="Requests that may wait for a slot; one more is refused with 503.")
     queue_per_user: int = Field(32, ge=0, le=100_000, description="Of these, per user; one more is refused with 429.")
-    queue_timeout_s: float = Field(30, gt=0, le=3600, description="Longest wait for a slot; then 503 with Retry-After.")
+    queue_timeout_s: float = Field(120, gt=0, le=3600, description="Longest wait for a slot; then 503 with Retry-After.")
     answer_timeout_s: float = Field(300, gt=0, le=86_400, description="Longest time from a slot to the end of the answer.")
     load_timeout_s: float = Field(180, gt=0, le=86_400, description="Longest time that an engine may take to become ready.")
     idle_unload_minutes: float = Field(0, ge=0, le=100_000, description="Unload a model unused for so long; 0 keeps it.")
