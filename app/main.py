@@ -68,7 +68,11 @@ def create_app(settings: Settings, *, announce: Callable[[str], None] | None = N
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            services = await build(settings, metrics, stack)
+            try:
+                services = await build(settings, metrics, stack)
+            except AprendizError as error:
+                app.state.start_failure = error
+                raise
             app.state.services = services
             await _announce(services, announce or _print)
             yield
@@ -100,7 +104,7 @@ def create_app(settings: Settings, *, announce: Callable[[str], None] | None = N
 
 async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExitStack) -> Services:
     """Opens everything, bottom up; ``stack`` closes it in reverse."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    config.make_folder(settings.data_dir)
     database = open_database(settings, metrics)
     await database.open()
     stack.push_async_callback(database.aclose)
@@ -149,7 +153,7 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
 
 
 def serve(settings: Settings) -> None:
-    """Serves until a signal. Raises ConfigurationError where the address cannot be bound."""
+    """Serves until a signal. Raises AprendizError where it cannot start: no address, no database, a newer schema."""
     server.run(create_app, settings)
 
 
@@ -195,7 +199,7 @@ def _middleware(edge: Server, metrics: Metrics, templates: dict[Any, str]) -> li
 
 def _providers(settings: Settings, stack: contextlib.AsyncExitStack) -> ProviderRegistry:
     models_dir = settings.data_dir / "models"
-    models_dir.mkdir(exist_ok=True, mode=0o700)
+    config.make_folder(models_dir)
     # Not in the data directory: the path of a Unix socket may have 107 bytes, and that one may be anywhere.
     runtime_dir = Path(tempfile.mkdtemp(prefix="aprendiz-"))
     stack.callback(shutil.rmtree, runtime_dir, ignore_errors=True)

@@ -17,7 +17,7 @@ from typing import Any, cast
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -138,6 +138,8 @@ class Problems:
 
         try:
             await self._app(scope, receive, note_start)
+        except ClientDisconnect:
+            return  # left in the middle of the body: no fault of ours, and nobody to tell
         except Exception as error:
             log_failure(error)
             if started:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import resource
 import signal
 import socket
@@ -21,9 +22,12 @@ from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
+import httptools
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.lifespan.on import LifespanOn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from app.api.problems import CONTENT_TYPE, REQUEST_PREFIX, problem
@@ -32,6 +36,9 @@ from app.core.ids import uuid7
 from app.core.settings import Settings
 
 if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
+    from uvicorn.lifespan.on import LifespanSendMessage
+
     from app.api.deps import Services
 
 MAX_HEADER_BYTES = 32_768
@@ -71,6 +78,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._header_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._lingering = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if len(self.connections) >= self.max_connections:
@@ -87,6 +95,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
         if self._awaiting_headers:
             self._arm()
             room = MAX_HEADER_BYTES - self._header_bytes
@@ -94,7 +104,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._header_bytes += len(head)
             if head:
                 super().data_received(head)
-            if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            if self._lingering or self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return  # refused, or a WebSocket by now
             if data and self._awaiting_headers:
                 self._refuse(HeadersTooLarge(f"Headers may take {MAX_HEADER_BYTES} bytes together."))
@@ -117,7 +127,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._disarm()
         self._awaiting_headers = False
         self._framing_bytes = self._body_bytes = 0
+        if not _names_its_host(self.url, self.headers):
+            raise httptools.HttpParserError("the target and the header Host differ")  # the parser's own class
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not None and self.cycle is not before:
+            self.cycle.transport = cast("asyncio.Transport", _GentleTransport(self, self.cycle))
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -132,9 +147,27 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._awaiting_headers and not self.transport.is_closing():
+        if not self._awaiting_headers and not self._lingering and not self.transport.is_closing():
             # Answered before the body was read: its rest is dropped, for a short while only.
             self._linger_timer = self.loop.call_later(_LINGER_S, self.transport.close)
+
+    def close_gently(self) -> None:
+        """Closes after the last answer, so that a client that is still sending can read that answer.
+
+        A socket that is closed with data unread resets the connection, and the reset may overtake the answer. So we end our
+        half, and drop what comes until the client ends its own, for a short while only.
+        """
+        if self._lingering or self.transport.is_closing():
+            return
+        self._lingering = True
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._linger_timer = self.loop.call_later(_LINGER_S, self.transport.close)
+
+    @property
+    def body_is_open(self) -> bool:
+        """Whether a request has begun whose body has not ended."""
+        return not self._awaiting_headers
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(MalformedRequest("This is not HTTP/1.1 as RFC 9112 has it."))
@@ -162,11 +195,61 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, error: AprendizError) -> None:
         """Answers in place of the app, which never sees such a request, and closes."""
         self._disarm()
-        if self.transport.is_closing():
+        if self._lingering or self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.write(refusal(error))
-        self.transport.close()
+            self.close_gently()
+            return
+        if not self.cycle.response_started:
+            self.transport.write(refusal(error))
+        self.transport.close()  # at once, so that the app learns of it
+
+
+class _GentleTransport:
+    """A request's view of its connection: `close` after an answer that came before the end of the body is a gentle one."""
+
+    def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self.write = protocol.transport.write
+
+    def close(self) -> None:
+        if self._cycle.response_complete and self._protocol.body_is_open:
+            self._protocol.close_gently()
+        else:
+            self._protocol.transport.close()
+
+
+class Lifespan(LifespanOn):
+    """The app's start and end; a failure that is said in one line, see `Server.startup`, is not logged with a traceback too."""
+
+    async def send(self, message: LifespanSendMessage) -> None:
+        if message["type"] == "lifespan.startup.failed" and _start_failure(cast("FastAPI", self.config.app)) is not None:
+            message["message"] = ""
+        await super().send(message)
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """A WebSocket whose refused handshake, an answer in plain HTTP, is no error in the log."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
+
+
+def _start_failure(app: FastAPI) -> AprendizError | None:
+    """What the app's lifespan left in its state, where it could not start."""
+    return getattr(app.state, "start_failure", None)
+
+
+def _names_its_host(target: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a request target in absolute form names the host that the header ``Host`` names, which is what is checked."""
+    if target.startswith((b"/", b"*")):
+        return True
+    authority = re.split(rb"[/?#]", target.partition(b"://")[2], maxsplit=1)[0]
+    return any(name == b"host" and value.strip().lower() == authority.lower() for name, value in headers)
 
 
 def refusal(error: AprendizError) -> bytes:
@@ -190,6 +273,16 @@ class Server(uvicorn.Server):
         self._fastapi = app
         self._grace_s = grace_s
         self._hurry = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's. Raises what the app could not start for, where that is an error of ours, instead of leaving."""
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            failure = _start_failure(self._fastapi)
+            if failure is not None:
+                raise failure from None
+            raise
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Any further one: fast."""
@@ -252,7 +345,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         port=settings.server.port,
         loop="uvloop",
         http=Protocol,
-        ws="websockets-sansio",
+        ws=SocketProtocol,
         ws_max_size=MAX_FRAME_BYTES,
         ws_max_queue=4,
         ws_per_message_deflate=False,  # a compressed frame is bounded before, not after it grows
@@ -264,6 +357,8 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=_CLOSE_S,
     )
+    config.load()
+    config.lifespan_class = Lifespan
     return Server(config, app, settings.server.grace_s)
 
 
@@ -272,6 +367,7 @@ def run(create_app: Callable[[Settings], FastAPI], settings: Settings) -> None:
 
     Raises:
         ConfigurationError: the address cannot be bound.
+        AprendizError: what the app could not start for.
     """
     with bound_socket(settings.server.host, settings.server.port) as listener:
         port = listener.getsockname()[1]

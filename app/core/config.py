@@ -116,7 +116,7 @@ def with_secret_key(config: Config) -> Config:
     settings = config.settings
     if settings.security.secret_key is not None:
         return config
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(settings.data_dir)
     path = settings.data_dir / _KEY_FILE
     try:
         fresh = path.with_name(f"{_KEY_FILE}.{os.getpid()}.new")
@@ -140,6 +140,16 @@ def with_secret_key(config: Config) -> Config:
     return Config(
         settings.model_copy(update={"security": security}), {**config.origins, "security.secret_key": "data directory"}
     )
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder of the data directory, for us alone, unless it is there. Raises ConfigurationError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot make the folder {path}: {error.strerror}. APRENDIZ_DATA_DIR names where this service may write."
+        ) from error
 
 
 def setting_fields() -> Iterator[tuple[str, Any]]:

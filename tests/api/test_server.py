@@ -231,3 +231,69 @@ def test_forged_addresses_do_not_escape_the_limit(serve: Serve) -> None:
             for n in range(8)
         ]
     assert answers[-1] == 429
+
+
+def test_a_refusal_reaches_a_client_that_sends_on_before_it_reads(quick: Service) -> None:
+    head = (
+        b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with dial(quick, head) as connection:
+        for _ in range(256):
+            connection.sendall(b"10000\r\n" + b"a" * 65_536 + b"\r\n")
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in answer
+
+
+def test_refused_headers_are_told_to_a_client_that_sends_on(quick: Service) -> None:
+    with dial(quick, b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: ") as connection:
+        connection.sendall(b"a" * 8_000_000)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+def test_who_does_not_stop_sending_after_a_refusal_is_cut(quick: Service) -> None:
+    with dial(quick, b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n") as connection:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 10:
+                connection.sendall(b"a")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://localhost/health/live", 200),
+        (b"http://evil.example/health/live", 400),
+        (b"http://localhost:1/health/live", 400),
+    ],
+)
+def test_a_target_in_absolute_form_names_the_host_that_was_checked(quick: Service, target: bytes, status: int) -> None:
+    with dial(quick, b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") as connection:
+        assert read_all(connection).startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.parametrize("path", [b"/feedback", b"/auth/token", b"/predict"])
+def test_a_client_that_leaves_within_its_body_is_no_fault_of_ours(
+    service: Service, caplog: pytest.LogCaptureFixture, path: bytes
+) -> None:
+    head = b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+    credential = f"Authorization: Bearer {service.admin().token}\r\n\r\n".encode()
+    with dial(service, head + credential + b"{"):
+        time.sleep(0.1)
+    time.sleep(0.2)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_refused_handshake_is_no_fault_of_ours(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    head = b"GET /predict/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    with dial(
+        service, head + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    ) as connection:
+        assert read_all(connection).startswith(b"HTTP/1.1 401 ")
+    time.sleep(0.1)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 
@@ -56,3 +58,22 @@ def test_a_reader_that_leaves_is_no_error_message(cli: Cli) -> None:
     )
     assert done.stdout == "[\n"
     assert done.stderr == ""
+
+
+def test_a_service_that_cannot_start_says_so_in_one_line(cli: Cli) -> None:
+    cli.data_dir.write_text("no folder")
+    done = cli.process("serve", "--port", "0", code=1)
+    assert done.stderr.startswith("aprendiz: Cannot make the folder ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_service_before_a_newer_schema_says_so_and_changes_nothing(cli: Cli) -> None:
+    cli("db", "upgrade")
+    path = cli.data_dir / "aprendiz.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("update alembic_version set version_num = '9999'")
+        database.commit()
+    before = path.read_bytes()
+    done = cli.process("serve", "--port", "0", code=1)
+    assert done.stderr.splitlines()[-1].startswith("aprendiz: The database has schema 9999")
+    assert path.read_bytes() == before
