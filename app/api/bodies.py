@@ -8,21 +8,22 @@ that pydantic sees JSON by the letter of RFC 8259 too: UTF-8 only, no NaN, no lo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Annotated, Any, Final, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
 import msgspec
+from fastapi.dependencies.models import Dependant
 from fastapi.params import Form
 from fastapi.routing import APIRoute
 from msgspec import UNSET, Meta, Struct, UnsetType
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Receive
 
 from app.core.errors import InvalidRequest, UnsupportedMediaType
 from app.core.ids import is_uuid7
 from app.core.text import check_text
-from app.core.types import GenerationRequest, Message, Sampling
+from app.core.types import GenerationRequest, Message, Principal, Sampling
 
 MAX_DEPTH: Final = 32
 MAX_MESSAGES: Final = 256
@@ -198,14 +199,20 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """The route class of every FastAPI router here: ``APIRouter(route_class=StrictRoute)``."""
+    """The route class of every FastAPI router here: ``APIRouter(route_class=StrictRoute)``.
+
+    Who calls is asked before the body is looked at: a stranger gets 401 whatever was sent, and nothing of it is read.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         takes_json = self.body_field is not None and not isinstance(self.body_field.field_info, Form)
+        guards = tuple(_guards(self.dependant)) if takes_json else ()
 
         async def strict_handle(request: Request) -> Response:
             strict = StrictRequest(request.scope, request.receive)
+            for guard in guards:
+                await guard(strict)
             if takes_json:
                 require_json(request.scope["headers"])
                 await strict.json()  # here, for FastAPI turns whatever fails while it parses into a 400 of its own
@@ -215,6 +222,15 @@ class StrictRoute(APIRoute):
 
 
 _ANY: Final = msgspec.json.Decoder(Any)
+
+
+def _guards(dependant: Dependant) -> Iterator[Callable[[HTTPConnection], Awaitable[Principal]]]:
+    """The dependencies of a route that ask who calls: they take the connection alone and give the principal."""
+    for inner in dependant.dependencies:
+        if inner.dependencies:
+            yield from _guards(inner)
+        elif inner.http_connection_param_name and inner.call and get_type_hints(inner.call).get("return") is Principal:
+            yield inner.call
 
 
 def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:

@@ -21,6 +21,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from app.core.errors import NotFound
+
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -141,7 +143,7 @@ def _static(assets: Mapping[str, Asset], digest: str) -> Endpoint:
         name = rest if slash and _DIGEST.fullmatch(first) else request.path_params["path"]
         asset = assets.get(name)
         if asset is None:
-            return Response("Not found\n", status_code=404, media_type="text/plain", headers={"cache-control": "no-store"})
+            raise NotFound("There is no such file.")
         return asset.answer(request, cache_control=_FOR_EVER if slash and first == digest else _ASK_FIRST)
 
     return endpoint

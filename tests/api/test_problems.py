@@ -72,6 +72,7 @@ def test_every_producer_gives_the_same_shape(service: Service) -> None:
         assert_problem(client.get("/nothing-here"), 404)
         assert_problem(client.get("/auth/nothing"), 404)
         assert_problem(client.get("/predict/"), 404)
+        assert_problem(client.get("/static/nothing.js"), 404)
         for path, allowed in (("/predict", "POST"), ("/health/live", "GET"), ("/auth/login", "POST")):
             answer = client.request("PUT", path)
             assert_problem(answer, 405)

@@ -157,6 +157,17 @@ def test_other_methods_are_405(service: Service, credentials: dict[str, str], me
             assert set(answer.headers["allow"].split(", ")) - {"HEAD"} == known
 
 
+@pytest.mark.parametrize(("method", "path"), CHECKED, ids=lambda part: part)
+def test_who_calls_is_asked_before_what_was_sent(service: Service, credentials: dict[str, str], method: str, path: str) -> None:
+    sent = {"Content-Type": "text/plain"}
+    with service.client() as client:
+        for principal, status in ((None, 401), (USER, 403)):
+            if ROUTES[method, path] & {principal, "bad"} or path == "/metrics" or not ROUTES[method, path]:
+                continue
+            headers = sent if principal is None else sent | {"Authorization": f"Bearer {credentials[principal]}"}
+            assert ask(client, method, path, headers=headers).status_code == status
+
+
 def test_the_cookie_gives_the_same(service: Service) -> None:
     user = service.user()
     with service.client() as client:

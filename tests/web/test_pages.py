@@ -10,7 +10,11 @@ from importlib import resources
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 
+from app.api.problems import response_of
+from app.core.errors import NotFound
 from app.web.pages import CONTENT_SECURITY_POLICY, PAGES, routes
 
 STATIC = resources.files("app.web") / "static"
@@ -19,7 +23,10 @@ MODULES = sorted(entry.name for entry in STATIC.iterdir() if entry.name.endswith
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(Starlette(routes=routes()))
+    async def on_not_found(request: Request, error: Exception) -> Response:
+        return response_of(error)
+
+    transport = httpx.ASGITransport(Starlette(routes=routes(), exception_handlers={NotFound: on_not_found}))
     async with httpx.AsyncClient(transport=transport, base_url="http://pages.test") as client:
         yield client
 
