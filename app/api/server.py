@@ -213,6 +213,7 @@ class _GentleTransport:
         self._protocol = protocol
         self._cycle = cycle
         self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
 
     def close(self) -> None:
         if self._cycle.response_complete and self._protocol.body_is_open:

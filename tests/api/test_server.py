@@ -247,6 +247,14 @@ def test_a_refusal_reaches_a_client_that_sends_on_before_it_reads(quick: Service
     assert b"connection: close" in answer
 
 
+def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(service: Service) -> None:
+    head = b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+    with dial(service, head + b"Expect: 100-continue\r\n\r\n") as connection:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(b"{}")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 422 ")
+
+
 def test_refused_headers_are_told_to_a_client_that_sends_on(quick: Service) -> None:
     with dial(quick, b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: ") as connection:
         connection.sendall(b"a" * 8_000_000)
