@@ -236,7 +236,7 @@ def _predict_operation(body: dict[str, Any], answer: dict[str, Any]) -> dict[str
                 "description": "The answer. Its `id` can be rated at once.",
                 "content": {
                     "application/json": {"schema": answer},
-                    "text/event-stream": {"schema": {"type": "string"}, "example": stream},
+                    "text/event-stream": {"example": stream},
                 },
             }
         },
