@@ -27,8 +27,13 @@ def main() -> None:
     child = begin()
     try:
         import xllamacpp  # only here: this process is the one that may
-    except ImportError:
-        child.fail("The package xllamacpp cannot be imported: install Aprendiz again, or use another provider.")
+    except ModuleNotFoundError:
+        child.fail("The package xllamacpp is not installed: install Aprendiz again, or use another provider.")
+    except ImportError:  # a slim system lacks what the wheel links to
+        child.fail(
+            "The llama.cpp library cannot be loaded. It needs the system's OpenMP and C++ runtimes; "
+            "on Debian and Ubuntu: apt install libgomp1 libstdc++6."
+        )
     devices = [str(info["name"]) for info in xllamacpp.get_device_info()]
     device = _device(child, devices)
     try:
