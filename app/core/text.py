@@ -16,6 +16,7 @@ from app.core.errors import InvalidRequest
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe]")
 # Prompts may come from Windows editors, so they may also hold a carriage return.
 _FORBIDDEN_IN_PROMPT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe]")
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _BASE64_RUN = re.compile(r"[A-Za-z0-9+/_-]{400,}={0,2}")
 # First bytes of PNG, JPEG, GIF, PDF, zip, gzip, ELF and PE once read as Latin-1 or UTF-8 text, or base64-encoded.
@@ -33,7 +34,7 @@ def check_text(value: str, *, field: str, limit: int, allow_blank: bool = False,
     """
     if len(value) > limit:
         raise InvalidRequest(f"{field} has {len(value)} characters; at most {limit} are allowed.", field=field)
-    if not allow_blank and not value.strip():
+    if not allow_blank and not value.strip().strip(_INVISIBLE):
         raise InvalidRequest(f"{field} is empty.", field=field)
     bad = (_FORBIDDEN_IN_PROMPT if prompt else _FORBIDDEN).search(value)
     if bad is not None:

@@ -32,7 +32,7 @@ def test_length_is_counted_in_code_points() -> None:
         check_text("a" * 5001, field="correction", limit=5000)
 
 
-@pytest.mark.parametrize("value", ["", " ", "\n\t ", "\u00a0"])
+@pytest.mark.parametrize("value", ["", " ", "\n\t ", "\u00a0", "\u200b\ufeff", " \u200b"])
 def test_blank_is_refused_unless_allowed(value: str) -> None:
     with pytest.raises(InvalidRequest, match="empty"):
         check_text(value, field="comment", limit=10)
