@@ -152,6 +152,14 @@ class Generation:
         yield Finished(answer.finish_reason, answer.usage)
         yield Completed(self._record, answer)
 
+    async def completed(self) -> Completed:
+        """The whole answer: `events` to its end. Raises as `events`."""
+        async with contextlib.aclosing(self.events()) as events:
+            async for event in events:
+                if isinstance(event, Completed):
+                    return event
+        raise UpstreamError("The answer was cut off before its end. Try again.")
+
     def interrupt(self, error: AprendizError) -> None:
         """Ends it from outside with ``error``, whether it waits for the engine, for its consumer, or was never begun."""
         if self._interruption is not None or self._settling is not None:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -20,7 +19,6 @@ from app.core.errors import (
     ModelLoadFailed,
     ShuttingDown,
     UnknownModel,
-    UpstreamError,
 )
 from app.core.ids import uuid7
 from app.core.metrics import Metrics
@@ -116,11 +114,8 @@ class ModelManager:
 
     async def answer(self, request: GenerationRequest, principal: Principal) -> Completed:
         """A whole answer: the same generator, folded. Raises as `generate` and `Generation.events`."""
-        async with await self.generate(request, principal) as generation, aclosing(generation.events()) as events:
-            async for event in events:
-                if isinstance(event, Completed):
-                    return event
-        raise UpstreamError("The answer was cut off before its end. Try again.")
+        async with await self.generate(request, principal) as generation:
+            return await generation.completed()
 
     async def switch(self, spec: ModelSpec, *, actor: Principal | None, alias: str = DEFAULT) -> AliasRecord:
         """Loads ``spec``, points ``alias`` at it, lets the old one finish. When it returns, no new request goes to the old one.

@@ -76,10 +76,7 @@ def route() -> Route:
 async def _whole(services: Services, request: GenerationRequest, principal: Principal) -> AnswerOut:
     generation = await reserve(services, request, principal)
     async with generation:
-        async for event in generation.events():
-            if isinstance(event, Completed):
-                return answer_out(event.prediction, services.settings)
-    raise UpstreamError("The answer was cut off before its end. Try again.")
+        return answer_out((await generation.completed()).prediction, services.settings)
 
 
 async def _stream(
