@@ -26,6 +26,7 @@ from app.api.middleware import ApiRateLimit, RequestContext
 from app.api.routers import auth, conversations, feedback, health, model, predict, socket
 from app.core import config
 from app.core.errors import AprendizError
+from app.core.files import FileHashes
 from app.core.logging import configure
 from app.core.metrics import Metrics
 from app.core.settings import Server, Settings
@@ -203,12 +204,14 @@ def _providers(settings: Settings, stack: contextlib.AsyncExitStack) -> Provider
     # Not in the data directory: the path of a Unix socket may have 107 bytes, and that one may be anywhere.
     runtime_dir = Path(tempfile.mkdtemp(prefix="aprendiz-"))
     stack.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
+    hashes = FileHashes()  # shared: what was hashed to be checked is not hashed again to be named
     context = ProviderContext(
         model=settings.model,
         providers=settings.providers,
         models_dir=models_dir,
         runtime_dir=runtime_dir,
-        resolve=Resolver(models_dir),
+        resolve=Resolver(models_dir, hashes),
+        hashes=hashes,
     )
     return ProviderRegistry(context, settings.providers.allowed)
 

@@ -143,15 +143,17 @@ async def _ask(settings: Settings) -> Check:
     import time
 
     from app.cli.checks import Check
+    from app.core.files import FileHashes
     from app.core.types import GenerationRequest, Message, ModelSpec, Sampling, fold
-    from app.models.local import resolve
+    from app.models.local import Resolver
     from app.providers.base import ProviderContext
     from app.providers.registry import ProviderRegistry
 
     models_dir = settings.data_dir / "models"
+    hashes = FileHashes()
     with tempfile.TemporaryDirectory(prefix="aprendiz-doctor-") as runtime:
         context = ProviderContext(
-            settings.model, settings.providers, models_dir, Path(runtime), lambda name: resolve(name, models_dir)
+            settings.model, settings.providers, models_dir, Path(runtime), Resolver(models_dir, hashes), hashes
         )
         provider = ProviderRegistry(context, settings.providers.allowed).get(settings.model.provider)
         begun = time.monotonic()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from app.core.errors import InvalidRequest, ModelLoadFailed, StorageFull, StorageUnavailable
-from app.core.files import hash_file, sync
+from app.core.files import FileHashes, hash_file, sync
 from app.models.catalogue import NAME
 
 Progress = Callable[[int, int | None, str], None]
@@ -58,29 +58,29 @@ class Manifest:
 
 @dataclass(slots=True)
 class Resolver:
-    """`resolve` for one folder that remembers what it has checked, by each file's size, time and inode: give this to
-    providers."""
+    """`resolve` for one folder that remembers what it has hashed: give this to providers, with the same ``hashes``."""
 
     models_dir: Path
-    checked: dict[Path, tuple[int, int, int, str]] = field(default_factory=dict)
+    hashes: FileHashes = field(default_factory=FileHashes)
 
     def __call__(self, name: str) -> Path | None:
-        return resolve(name, self.models_dir, checked=self.checked)
+        return resolve(name, self.models_dir, hashes=self.hashes)
 
 
-def resolve(name: str, models_dir: Path, *, checked: dict[Path, tuple[int, int, int, str]] | None = None) -> Path | None:
+def resolve(name: str, models_dir: Path, *, hashes: FileHashes | None = None) -> Path | None:
     """The local file or folder that ``name`` means, its hashes checked against the manifest; None if it is nothing local.
 
     ``name``: of a pulled model; or a path that begins with ``/``, ``.`` or ``~`` or ends with ``.gguf`` (no hash is known
-    then). ``checked``: remembers what was hashed; left out, everything is hashed.
+    then). ``hashes``: remembers what was hashed; left out, everything is hashed.
 
     Raises:
         ModelLoadFailed: the files differ from the manifest, or are not all there.
     """
     if NAME.fullmatch(name) and (manifest := read_manifest(models_dir / name)) is not None:
         folder = models_dir / name
+        hashes = hashes or FileHashes()
         for file, digest in manifest.files.items():
-            _check(folder / file, digest, name, checked)
+            _check(folder / file, digest, name, hashes)
         return folder / manifest.file if manifest.file is not None else folder
     if "\0" in name or not (name.startswith(("/", ".", "~")) or name.endswith(".gguf")):
         return None
@@ -194,19 +194,13 @@ def disk_errors() -> Iterator[None]:
         raise StorageUnavailable(f"The models folder cannot be written ({error.strerror or type(error).__name__}).") from error
 
 
-def _check(path: Path, digest: str, name: str, checked: dict[Path, tuple[int, int, int, str]] | None) -> None:
+def _check(path: Path, digest: str, name: str, hashes: FileHashes) -> None:
     try:
-        stat = path.stat()
-        seen = (stat.st_size, stat.st_mtime_ns, stat.st_ino, digest)
-        if checked is not None and checked.get(path) == seen:
-            return
-        found = hash_file(path)
+        found = hashes.sha256(path)
     except OSError as error:
         raise _damaged(name) from error
     if found != digest:
         raise _damaged(name)
-    if checked is not None:
-        checked[path] = seen
 
 
 def _damaged(name: str) -> ModelLoadFailed:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import abc
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.core.files import FileHashes
 from app.core.settings import Model, Providers
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
 
@@ -52,6 +53,7 @@ class ProviderContext:
 
     ``resolve``: maps a catalogue name (or a path) to a local file or folder whose hash was checked, or None if it is not a
     local thing (a Hub name, say); given by ``models``. ``runtime_dir``: for sockets and other short-lived files, mode 0700.
+    ``hashes``: those of the files that ``resolve`` gave are known there already.
     """
 
     model: Model
@@ -59,6 +61,7 @@ class ProviderContext:
     models_dir: Path
     runtime_dir: Path
     resolve: Callable[[str], Path | None]
+    hashes: FileHashes = field(default_factory=FileHashes)
 
 
 class LoadedModel(abc.ABC):

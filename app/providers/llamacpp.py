@@ -16,7 +16,7 @@ from app.core.errors import AprendizError, InvalidRequest, ModelLoadFailed, Unkn
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
 from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
 from app.providers.engine import Engine, Timings
-from app.providers.versions import FileHashes, text_hash, version_info
+from app.providers.versions import text_hash, version_info
 from app.providers.wire import chat_body
 
 _WORKER = "app.providers.workers.llamacpp_worker"
@@ -40,7 +40,6 @@ class LlamaCppProvider(BaseLLMProvider):
     def __init__(self, context: ProviderContext, *, timings: Timings | None = None) -> None:
         super().__init__(context)
         self._timings = timings
-        self._hashes = FileHashes()
 
     async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
         if spec.adapter is not None:
@@ -64,7 +63,7 @@ class LlamaCppProvider(BaseLLMProvider):
             on_state=on_state,
             timings=self._timings,
         )
-        hashing = asyncio.create_task(self._hashes.sha256(path))
+        hashing = asyncio.create_task(asyncio.to_thread(self.context.hashes.sha256, path))
         try:
             await engine.start()
             version, tools = await _describe(spec, engine, await hashing)

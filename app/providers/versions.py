@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from app.core.files import hash_file
 from app.core.types import VersionInfo
 
 _ID_DIGITS = 16
@@ -43,18 +39,3 @@ def version_info(
 def text_hash(text: str) -> str:
     """SHA-256 hex of a text in UTF-8."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-class FileHashes:
-    """SHA-256 of files, remembered for as long as size, times and inode stay the same."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int, int, int, int], str] = {}
-
-    async def sha256(self, path: Path) -> str:
-        """SHA-256 hex of the file's bytes, read in a thread. Raises OSError."""
-        stat = await asyncio.to_thread(os.stat, path)
-        signature = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        if signature not in self._known:
-            self._known[signature] = await asyncio.to_thread(hash_file, path)
-        return self._known[signature]
