@@ -8,6 +8,7 @@ or the command line.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from dotenv import dotenv_values
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from app.core.errors import ConfigurationError
-from app.core.settings import Settings
+from app.core.settings import Settings, Upstream
 
 PREFIX = "APRENDIZ_"
 USUAL_NAMES = {
@@ -105,7 +106,8 @@ def load(*, folder: Path | None = None, environ: Mapping[str, str] | None = None
     for name, values in sources:
         flat.update(values)
         origins.update(dict.fromkeys(values, name))
-    return Config(_validate(flat, origins), origins)
+    settings = _with_upstream_keys(_validate(flat, origins), {**dotenv, **environ})
+    return Config(settings, origins)
 
 
 def with_secret_key(config: Config) -> Config:
@@ -140,6 +142,24 @@ def with_secret_key(config: Config) -> Config:
     return Config(
         settings.model_copy(update={"security": security}), {**config.origins, "security.secret_key": "data directory"}
     )
+
+
+def _with_upstream_keys(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """The two vendors among the upstreams, and each upstream with its key out of the environment.
+
+    A key belongs to an address: the vendors' usual names are read for the vendors' own addresses only.
+    """
+    named = {"openai": Upstream(kind="openai"), "claude": Upstream(kind="claude"), **settings.providers.upstreams}
+    upstreams = {}
+    for name, upstream in named.items():
+        if upstream.api_key is not None:
+            raise ConfigurationError(f"providers.upstreams.{name}: a key has no place here. Name its variable by api_key_env.")
+        key = environ.get(upstream.key_name, "").strip() if upstream.key_name else ""
+        if upstream.api_key_env and not key:
+            raise ConfigurationError(f"providers.upstreams.{name}: the environment has no {upstream.api_key_env}.")
+        upstreams[name] = upstream.model_copy(update={"api_key": SecretStr(key) if key else None})
+    providers = settings.providers.model_copy(update={"upstreams": upstreams})
+    return settings.model_copy(update={"providers": providers})
 
 
 def make_folder(path: Path) -> None:
@@ -211,9 +231,15 @@ def _read_environment(environ: Mapping[str, str], *, where: str) -> dict[str, An
 
 
 def _parse(key: str, text: str) -> Any:
-    """Environment values are text; lists are comma-separated."""
-    if isinstance(_get(Settings(), key), tuple):
+    """Environment values are text; lists are comma-separated, mappings are JSON."""
+    default = _get(Settings(), key)
+    if isinstance(default, tuple):
         return [item.strip() for item in text.split(_LIST_SEPARATOR) if item.strip()]
+    if isinstance(default, Mapping):
+        try:
+            return json.loads(text or "{}")
+        except ValueError:
+            raise ConfigurationError(f"{env_name(key)} must hold a JSON object.") from None
     return text
 
 

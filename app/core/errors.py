@@ -7,7 +7,8 @@
     │   ├── MalformedRequest      not proper HTTP: Host, Content-Length, ...
     │   ├── UrlTooLong
     │   ├── HeadersTooLarge
-    │   └── RequestTimeout        the body did not come in time
+    │   ├── RequestTimeout        the body did not come in time
+    │   └── ContextOverflow       the prompt does not fit into the model's context
     ├── Unauthenticated           no credential, or a bad one
     ├── Forbidden                 a good credential without the right
     │   └── CrossSiteRefused
@@ -16,15 +17,20 @@
     ├── Conflict                  the thing's state forbids it now
     │   └── IdempotencyMismatch
     ├── TooManyRequests           a limit of the caller's own
-    │   └── QueueFullForUser
+    │   ├── QueueFullForUser
+    │   └── BudgetExhausted       the money set aside for the caller is spent
     ├── Unavailable               the service cannot now; worth another try
     │   ├── Overloaded            queue full, or the deadline passed in it
+    │   │   └── UpstreamBusy      a provider's own rate limit or overload
+    │   ├── UpstreamCoolingDown   a provider failed too often and is left alone for a while
     │   ├── EngineUnavailable     an engine died, or does not start
     │   ├── ShuttingDown
     │   └── StorageUnavailable    the disk refused; nothing is acknowledged
     │       └── StorageFull
     ├── UpstreamError             a provider answered with nonsense or an error
-    │   └── UpstreamTimeout
+    │   ├── UpstreamTimeout
+    │   ├── UpstreamUnreachable   the connection was refused or cut
+    │   └── UpstreamRefused       it refuses our credentials, or our account has no money left
     ├── ModelLoadFailed           the model cannot be loaded; the old one serves on
     ├── ConfigurationError        the operator's words are off (start-up, CLI)
     └── SchemaTooNew              the database was written by a newer Aprendiz
@@ -96,6 +102,11 @@ class RequestTimeout(InvalidRequest):
     slug = "request-timeout"
 
 
+class ContextOverflow(InvalidRequest):
+    title = "The prompt does not fit into the model's context"
+    slug = "context-overflow"
+
+
 class Unauthenticated(AprendizError):
     title = "Authentication is required"
     slug = "unauthenticated"
@@ -141,6 +152,11 @@ class QueueFullForUser(TooManyRequests):
     slug = "queue-full-for-user"
 
 
+class BudgetExhausted(TooManyRequests):
+    title = "The budget is spent"
+    slug = "budget-exhausted"
+
+
 class Unavailable(AprendizError):
     title = "Temporarily unavailable"
     slug = "unavailable"
@@ -149,6 +165,16 @@ class Unavailable(AprendizError):
 class Overloaded(Unavailable):
     title = "The service is busy"
     slug = "overloaded"
+
+
+class UpstreamBusy(Overloaded):
+    title = "The model provider is busy"
+    slug = "upstream-busy"
+
+
+class UpstreamCoolingDown(Unavailable):
+    title = "The model provider is left alone after failures"
+    slug = "upstream-cooling-down"
 
 
 class EngineUnavailable(Unavailable):
@@ -179,6 +205,16 @@ class UpstreamError(AprendizError):
 class UpstreamTimeout(UpstreamError):
     title = "The model provider did not answer in time"
     slug = "upstream-timeout"
+
+
+class UpstreamUnreachable(UpstreamError):
+    title = "The model provider cannot be reached"
+    slug = "upstream-unreachable"
+
+
+class UpstreamRefused(UpstreamError):
+    title = "The model provider refuses our account"
+    slug = "upstream-refused"
 
 
 class ModelLoadFailed(AprendizError):

@@ -89,7 +89,11 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class PredictionRecord:
-    """One answered call. ``input``: ``{"messages": [...], "sampling": {...}}``, structured, before templating.
+    """One answered call. ``input``: ``{"messages": [...], "sampling": {...}}``, structured, before templating; with ``raw`` or
+    ``door`` where the request had them.
+
+    ``fallback``: slug of the error for which another target than the first one answered, or None. ``cost_nanousd``: the
+    price in billionths of a US dollar; None: no price is known. ``reasoning``: the model's visible thinking.
 
     Durations in milliseconds: ``queue_ms`` waiting for a slot, ``first_token_ms`` and ``total_ms`` from the call's start.
     """
@@ -116,6 +120,10 @@ class PredictionRecord:
     request_id: str = ""
     alias: str | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
+    cached_tokens: int = 0
+    cost_nanousd: int | None = None
+    fallback: str | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

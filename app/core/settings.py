@@ -11,6 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=_NAME)]
+"""A name that an operator gives: it becomes part of model names, metrics and headers."""
+
+Budget = Annotated[str, Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?/(hour|day|month)$")]
+"""Money as ``2.50/day``: US dollars in any window of that length (a month has 30 days)."""
+
 Rate = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}/(second|minute|hour|day)$")]
 """A limit as ``60/minute``: at most so many in any window of that length."""
 
@@ -122,7 +129,8 @@ class Model(Section):
     """The model behind the alias `default`, and how engines run."""
 
     provider: str = Field(
-        "llamacpp", description="Provider of the default model: llamacpp, hf or echo, or one that a package brings."
+        "llamacpp",
+        description="Provider of the default model: llamacpp, hf, echo, openai, claude, an upstream, or one of a package.",
     )
     model: str = Field(
         "smollm2-135m-instruct", description="Its name there: a catalogue name, a Hub name, a folder or a GGUF file."
@@ -154,15 +162,118 @@ class Model(Section):
     )
 
 
+VENDOR_URLS = {"openai": "https://api.openai.com", "claude": "https://api.anthropic.com"}
+"""Where an upstream of a kind is, unless its ``base_url`` says otherwise."""
+VENDOR_KEYS = {"openai": "OPENAI_API_KEY", "claude": "ANTHROPIC_API_KEY"}
+"""The environment name of its key there. Sent to that address only: another ``base_url`` has to name its key itself."""
+
+
+class Upstream(Section):
+    """A server of other people's models. Its key comes from the environment, by name; it has no place in a file."""
+
+    kind: Literal["openai", "claude"] = Field("openai", description="Which format it speaks: OpenAI's or Anthropic's.")
+    base_url: str = Field("", description="Its address without /v1. Empty: the vendor's own.")
+    api_key_env: str = Field(
+        "",
+        pattern=r"^([A-Z][A-Z0-9_]{0,127})?$",
+        description="Environment variable that holds its key. Empty: the vendor's usual one, at the vendor's address only.",
+    )
+    models: tuple[str, ...] = Field((), description="Models that callers may ask for as NAME/MODEL; `*` matches any text.")
+    private: bool = Field(False, description="Its host name may lead to a private address. An address written as such may too.")
+    max_concurrency: int = Field(256, ge=1, le=10_000, description="Requests that it gets at once.")
+    context_tokens: int | None = Field(None, ge=256, description="Its models' context, where it is to be checked here.")
+    connect_timeout_s: float = Field(5, gt=0, le=60, description="Longest time to connect.")
+    read_timeout_s: float = Field(120, gt=0, le=3600, description="Longest silence within an answer.")
+    api_key: SecretStr | None = Field(None, exclude=True, description="Filled in from the environment; refused in files.")
+
+    @property
+    def url(self) -> str:
+        """``base_url``, or the vendor's."""
+        return (self.base_url or VENDOR_URLS[self.kind]).rstrip("/").removesuffix("/v1")
+
+    @property
+    def key_name(self) -> str:
+        """The environment name of its key, or empty: it has none."""
+        return self.api_key_env or (VENDOR_KEYS[self.kind] if self.url == VENDOR_URLS[self.kind] else "")
+
+
 class Providers(Section):
     """Which kinds of model may be used at all."""
 
     allowed: tuple[str, ...] = Field(
-        ("llamacpp", "hf", "echo"), description="Providers that may be used; others are refused even if installed."
+        ("llamacpp", "hf", "echo", "openai", "claude"),
+        description="Providers that may be used; others are refused even if installed.",
+    )
+    upstreams: dict[Name, Upstream] = Field(
+        {},
+        description="Servers of other people's models by name: kind, base_url, api_key_env, models, … "
+        "`openai` and `claude` are there without an entry.",
     )
     engine_memory_mb: int = Field(
         0, ge=0, le=16_777_216, description="Address space of an engine process in MiB; 0 sets no limit."
     )
+
+
+class RouteTarget(Section):
+    """One of the targets of a route."""
+
+    model: str = Field(min_length=1, max_length=256, description="An alias, or provider/name.")
+    weight: int = Field(1, ge=0, le=1000, description="Its share under the strategy `weights`.")
+
+
+FallbackClass = Literal["timeout", "unreachable", "busy", "refused", "error", "engine"]
+
+
+class Route(Section):
+    """A model name that stands for several targets."""
+
+    targets: tuple[RouteTarget, ...] = Field(min_length=1, max_length=16, description="Who may answer.")
+    strategy: Literal["order", "weights", "least_busy"] = Field(
+        "order", description="Who is asked first: the first, one by weight, or the one with the fewest open requests."
+    )
+    fallback_on: tuple[FallbackClass, ...] = Field(
+        ("timeout", "unreachable", "busy", "refused", "error", "engine"),
+        description="Failures before the first byte for which the next target is asked.",
+    )
+    long_context: str | None = Field(None, description="Target for prompts that do not fit into the others' context.")
+    retries: int = Field(1, ge=0, le=5, description="Further tries on the same target, within the retry budget of 20 %.")
+    deadline_s: float | None = Field(None, gt=0, le=86_400, description="Longest time over all tries; else answer_timeout_s.")
+    hedge_s: float = Field(
+        0, ge=0, le=600, description="Ask a second target too when the first is silent for so long; 0: never."
+    )
+
+
+class Routing(Section):
+    """Model names that stand for several targets."""
+
+    models: dict[Name, Route] = Field(
+        {}, description="Routes by name: targets, strategy, fallback_on, long_context, retries, deadline_s, hedge_s."
+    )
+
+
+class Price(Section):
+    """US dollars for a million tokens."""
+
+    input: float = Field(0, ge=0, le=100_000, description="Prompt tokens.")
+    output: float = Field(0, ge=0, le=100_000, description="Completion tokens, reasoning included.")
+    cached_input: float | None = Field(None, ge=0, le=100_000, description="Prompt tokens from a cache; else as input.")
+    cache_write: float | None = Field(None, ge=0, le=100_000, description="Prompt tokens written to a cache; else as input.")
+
+
+class Costs(Section):
+    """What calls cost, and how much may be spent."""
+
+    prices: dict[str, Price] = Field({}, description="Prices by provider/name; `*` matches any text, the longest match wins.")
+    budgets: dict[Literal["total", "user", "key"], Budget] = Field(
+        {}, description="Most money in a window, over all and for each user and key, as `user: 2.50/day`; then 429."
+    )
+
+
+class Cache(Section):
+    """Whole answers, kept to be given again to the same caller for the same question."""
+
+    ttl_s: float = Field(300, ge=0, le=604_800, description="Seconds for which an answer may be given again; 0: no cache.")
+    max_mb: int = Field(64, ge=1, le=65_536, description="Memory for it in MiB; the longest unused answers go first.")
 
 
 class Logging(Section):
@@ -198,6 +309,9 @@ class Settings(Section):
     database: Database = Database()
     model: Model = Model()
     providers: Providers = Providers()
+    routing: Routing = Routing()
+    costs: Costs = Costs()
+    cache: Cache = Cache()
     logging: Logging = Logging()
     metrics: Metrics = Metrics()
     memory: Memory = Memory()

@@ -42,13 +42,18 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. ``content``: text, or the list of content parts of the OpenAI format, or None beside ``tool_calls``."""
+    """One turn. ``content``: text, or the list of content parts of the OpenAI format, or None beside ``tool_calls``.
+
+    A part may also carry ``cache_control`` (Anthropic's marker of a cacheable prefix). ``reasoning``: thinking blocks of an
+    earlier assistant turn, as Anthropic's format has them, to be handed back unchanged; other formats leave them out.
+    """
 
     role: Literal["system", "user", "assistant", "tool", "developer"]
     content: str | list[dict[str, Any]] | None
     name: str | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     tool_call_id: str | None = None
+    reasoning: tuple[Mapping[str, Any], ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
         """This message in the OpenAI chat format."""
@@ -79,13 +84,22 @@ class Sampling:
     tools: tuple[Mapping[str, Any], ...] = ()
     tool_choice: str | Mapping[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    top_k: int | None = None
+    reasoning_effort: str | None = None
+    """``none``, ``minimal``, ``low``, ``medium``, ``high`` or ``xhigh``, for models that think."""
+    thinking: Mapping[str, Any] | None = None
+    """Anthropic's field of that name, as it came: ``{"type": "enabled", "budget_tokens": n}``, ``{"type": "adaptive"}``, …"""
+
+
+CachePolicy = Literal["auto", "use", "refresh", "off"]
+"""``auto``: answers that would repeat anyway; ``use``: the caller accepts any; ``refresh``: ask anew, and keep; ``off``."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One call as every front door (``/predict``, ``/v1``, WebSocket, CLI) hands it to ``models``.
 
-    ``model``: an alias, ``provider/name`` or None for the alias ``default``. ``messages`` are structured, before templating.
+    ``model``: an alias, a route, ``provider/name`` or None for ``default``. ``messages`` are structured, before templating.
     """
 
     messages: tuple[Message, ...]
@@ -93,15 +107,28 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     conversation_id: str | None = None
     request_id: str = ""
+    raw: bool = False
+    """The one user message is a prompt to go on from, not to be templated (``/v1/completions``)."""
+    cache: CachePolicy = "auto"
+    max_age_s: float | None = None
+    """Oldest cached answer that the caller accepts; None: whatever the cache still holds."""
+    door: Mapping[str, Any] | None = None
+    """What the door needs to show the answer again (``/v1/responses``); stored with the input, read by nobody else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts as the engine's own tokenizer gives them. ``cached_tokens``: prompt tokens found in the prefix cache."""
+    """Token counts as the model's own tokenizer gives them.
+
+    ``cached_tokens`` (found in a prefix cache) and ``cache_write_tokens`` (written to a vendor's) are parts of
+    ``prompt_tokens``; ``reasoning_tokens`` are part of ``completion_tokens``.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +140,15 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """The next piece of a model's visible thinking; not part of the answer's text."""
+    """The next piece of a model's visible thinking; not part of the answer's text.
+
+    ``signature`` closes a thinking block of Anthropic's; ``redacted`` is one that came encrypted. With either, ``text`` is
+    empty. Whoever continues the conversation hands both back.
+    """
 
     text: str
+    signature: str | None = None
+    redacted: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +174,8 @@ class Finished:
 
     reason: FinishReason
     usage: Usage
+    stop_sequence: str | None = None
+    """Which of ``Sampling.stop`` ended it, where the provider tells."""
 
 
 Event = TextDelta | ReasoningDelta | ToolCallDelta | TokenLogprobs | Finished
@@ -154,7 +189,13 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage
     reasoning: str = ""
+    """All visible thinking, as text."""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[Mapping[str, Any], ...] = ()
+    """One entry a token, in the OpenAI ``logprobs.content`` form; empty unless asked for."""
+    thinking: tuple[Mapping[str, Any], ...] = ()
+    """The thinking blocks in Anthropic's form, for `Message.reasoning` of a later turn."""
+    stop_sequence: str | None = None
 
 
 async def fold(events: AsyncIterable[Event]) -> Answer:
@@ -174,7 +215,8 @@ class Folder:
 
     def __init__(self) -> None:
         self._text: list[str] = []
-        self._reasoning: list[str] = []
+        self._thinking: list[dict[str, Any]] = []
+        self._logprobs: list[Mapping[str, Any]] = []
         self._calls: dict[int, dict[str, Any]] = {}
         self._finished: Finished | None = None
 
@@ -193,14 +235,26 @@ class Folder:
         match event:
             case TextDelta(text):
                 self._text.append(text)
-            case ReasoningDelta(text):
-                self._reasoning.append(text)
+            case ReasoningDelta():
+                self._add_thinking(event)
             case ToolCallDelta():
                 self._add_call(event)
-            case TokenLogprobs():
-                pass
+            case TokenLogprobs(content):
+                self._logprobs.extend(content)
             case Finished():
                 self._finished = event
+
+    def _add_thinking(self, delta: ReasoningDelta) -> None:
+        if delta.redacted is not None:
+            self._thinking.append({"type": "redacted_thinking", "data": delta.redacted})
+            return
+        last = self._thinking[-1] if self._thinking else None
+        if last is None or last["type"] != "thinking" or "signature" in last:
+            last = {"type": "thinking", "thinking": ""}
+            self._thinking.append(last)
+        last["thinking"] += delta.text
+        if delta.signature is not None:
+            last["signature"] = delta.signature
 
     def _add_call(self, delta: ToolCallDelta) -> None:
         call = self._calls.setdefault(delta.index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
@@ -218,14 +272,39 @@ class Folder:
             text=self.text,
             finish_reason=self._finished.reason,
             usage=self._finished.usage,
-            reasoning="".join(self._reasoning),
+            reasoning="".join(block.get("thinking", "") for block in self._thinking),
             tool_calls=tuple(self._calls[index] for index in sorted(self._calls)),
+            logprobs=tuple(self._logprobs),
+            thinking=tuple(self._thinking),
+            stop_sequence=self._finished.stop_sequence,
         )
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts to embed. ``model`` as in `GenerationRequest`; ``dimensions``: shorter vectors, for models that can."""
+
+    inputs: tuple[str, ...]
+    model: str | None = None
+    dimensions: int | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector a text, in their order, all of one length; ``prompt_tokens`` over all texts."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What an admin asks for with ``POST /model``: ``{provider, model, device?}`` (M1 section 9)."""
+    """What an admin asks for with ``POST /model``: ``{provider, model, device?}`` (M1 section 9).
+
+    ``provider``: a kind that runs here (``llamacpp``, ``hf``, ``echo``) or an upstream's name (``openai``, ``claude``, or one of
+    ``providers.upstreams``).
+    """
 
     provider: str
     model: str

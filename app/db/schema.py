@@ -180,6 +180,10 @@ predictions = Table(
     Column("request_id", Text, nullable=False),
     Column("alias", Text),
     Column("tool_calls", Json, nullable=False),
+    Column("cached_tokens", Integer, nullable=False, server_default="0"),
+    Column("cost_nanousd", BigInteger),
+    Column("fallback", Text),
+    Column("reasoning", Text, nullable=False, server_default=""),
     Index(None, "user_id", "id"),
     Index(None, "conversation_id", "id"),
 )

@@ -9,13 +9,15 @@ must do, and ships, so that the author of a plug-in can run it.
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.core.errors import InvalidRequest
 from app.core.files import FileHashes
 from app.core.settings import Model, Providers
-from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
+from app.core.types import EmbeddingRequest, Embeddings, EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,12 @@ class Capabilities:
     embeddings: bool = False
     adapters: bool = False
     seed: bool = True
+    raw_prompt: bool = False
+    """Goes on from a prompt that is not templated (`GenerationRequest.raw`)."""
+    images: bool = False
+    top_k: bool = False
+    remote: bool = False
+    """Other people's machine: it has a price, a breaker, and failures that another target may survive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,19 @@ class LoadedModel(abc.ABC):
         when the engine died under the request, UpstreamError for nonsense, InvalidRequest for what the model cannot take
         (a prompt longer than its context, say).
         """
+
+    async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
+        """`stream`, with events that came together in one list, never empty; `Finished` is the last of the last one.
+
+        What ``models`` calls. Override it where events come in heaps: each hand-over costs as much as an event.
+        """
+        async with contextlib.aclosing(self.stream(request)) as events:
+            async for event in events:
+                yield (event,)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """One vector a text. Raises InvalidRequest where the model makes none (`Capabilities.embeddings`), else as `stream`."""
+        raise InvalidRequest("This model makes no embeddings; ask one that does.", field="model")
 
     @abc.abstractmethod
     async def count_tokens(self, request: GenerationRequest) -> int:

@@ -1,0 +1,19 @@
+"""Predictions tell their price, cached prompt tokens, why another target answered, and the model's visible thinking."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision: str | None = "0001"
+branch_labels: str | None = None
+depends_on: str | None = None
+
+
+def upgrade() -> None:
+    """Adds the columns; rows of before have no known price."""
+    op.add_column("predictions", sa.Column("cached_tokens", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("predictions", sa.Column("cost_nanousd", sa.BigInteger(), nullable=True))
+    op.add_column("predictions", sa.Column("fallback", sa.Text(), nullable=True))
+    op.add_column("predictions", sa.Column("reasoning", sa.Text(), nullable=False, server_default=""))
