@@ -302,7 +302,7 @@ class Embeddings:
 class ModelSpec:
     """What an admin asks for with ``POST /model``: ``{provider, model, device?}`` (M1 section 9).
 
-    ``provider``: a kind that runs here (``llamacpp``, ``hf``, ``echo``) or an upstream's name (``openai``, ``claude``, or one of
+    ``provider``: a kind that runs here (``llamacpp``, ``hf``, ``echo``) or an upstream (``openai``, ``claude``, or one of
     ``providers.upstreams``).
     """
 
