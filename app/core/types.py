@@ -112,6 +112,8 @@ class GenerationRequest:
     cache: CachePolicy = "auto"
     max_age_s: float | None = None
     """Oldest cached answer that the caller accepts; None: whatever the cache still holds."""
+    prediction_id: str | None = None
+    """The id that the prediction shall have (UUIDv7); None: ``models`` makes one."""
     door: Mapping[str, Any] | None = None
     """What the door needs to show the answer again (``/v1/responses``); stored with the input, read by nobody else."""
 

@@ -215,7 +215,7 @@ class ModelManager:
     ) -> Generation:
         generation = Generation(
             Work(
-                id=uuid7(),
+                id=request.prediction_id or uuid7(),
                 request=request,
                 principal=principal,
                 alias=alias,
