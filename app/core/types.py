@@ -114,6 +114,8 @@ class GenerationRequest:
     """Oldest cached answer that the caller accepts; None: whatever the cache still holds."""
     prediction_id: str | None = None
     """The id that the prediction shall have (UUIDv7); None: ``models`` makes one."""
+    whole: bool = False
+    """The caller wants the answer in one piece: a provider may fetch it so, which is cheaper than a stream. It need not."""
     door: Mapping[str, Any] | None = None
     """What the door needs to show the answer again (``/v1/responses``); stored with the input, read by nobody else."""
 
