@@ -24,6 +24,7 @@ from app.api import openapi, problems, server
 from app.api.deps import Services
 from app.api.middleware import ApiRateLimit, RequestContext
 from app.api.routers import auth, conversations, feedback, health, model, predict, socket
+from app.api.v1 import routes as v1
 from app.core import config
 from app.core.errors import AprendizError
 from app.core.files import FileHashes
@@ -94,7 +95,7 @@ def create_app(settings: Settings, *, announce: Callable[[str], None] | None = N
         middleware=_middleware(settings.server, metrics, templates),
     )
     problems.register(app, methods_of=functools.partial(openapi.methods_of, app))
-    app.router.routes.extend([predict.route(), socket.route()])
+    app.router.routes.extend([predict.route(), socket.route(), *v1.routes()])
     for module in (auth, feedback, model, conversations, health, openapi):
         app.include_router(module.router)
     app.router.routes.extend(pages.routes())

@@ -1,4 +1,4 @@
-"""What all doors to a prediction share: limits, the conversation, the reservation, and the shape of the answer.
+"""What all doors to a prediction share: limits, the conversation, the reservation, and our own form of the answer.
 
 Whatever can be refused is refused in `reserve`, before the first byte; from then on errors are final events.
 """
@@ -17,6 +17,7 @@ from starlette.types import Send
 
 from app.api.bodies import NEW
 from app.api.deps import allow, count_against, current_principal, get_address, get_services
+from app.api.watch import ReaderTooSlow
 from app.core.errors import Unauthenticated
 from app.core.settings import Settings
 from app.core.types import GenerationRequest, Principal
@@ -53,10 +54,6 @@ class AnswerOut(Struct, frozen=True):
     cached: bool
     feedback_token: str
     conversation_id: str | None
-
-
-class ReaderTooSlow(Exception):
-    """The client takes nothing any more: its connection is cut."""
 
 
 def answer_out(prediction: PredictionRecord, settings: Settings) -> AnswerOut:

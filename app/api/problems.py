@@ -1,4 +1,5 @@
-"""Every error as RFC 9457 ``application/problem+json``: the one table from error class to status, and the handlers.
+"""Every error as RFC 9457 ``application/problem+json``, on ``/v1`` in the vendor's own form: the one table from error class to
+status, and the handlers.
 
 A problem shows what the error itself says to callers, and never input, paths, SQL or third-party text. What is not in the
 tree of `app.core.errors` is a 500 with a generic text; its traceback goes to the log under the same request id.
@@ -21,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api import vendor_errors
 from app.core import errors
 from app.core.errors import AprendizError
 from app.core.logging import request_id_var
@@ -99,10 +101,26 @@ def headers_of(error: BaseException) -> dict[str, str]:
     return headers
 
 
-def response_of(error: BaseException) -> Response:
-    """The whole response for an error."""
-    body = problem(error)
-    return _response(body, headers_of(error))
+def response_of(error: BaseException, path: str) -> Response:
+    """The whole response for an error that came up under ``path``."""
+    return _in_form(path, error, _response(problem(error), headers_of(error)))
+
+
+def vendor_body(error: BaseException, form: vendor_errors.Form) -> dict[str, Any]:
+    """The body of an error in a vendor's form, for the last event of a stream."""
+    plain = problem(error)
+    return form(error, plain["status"], plain["detail"], request_id_var.get())[1]
+
+
+def _in_form(path: str, error: BaseException, response: Response) -> Response:
+    """``response`` in the form that ``path`` speaks."""
+    form = vendor_errors.form_of(path)
+    if form is None:
+        return response
+    plain = json.loads(bytes(response.body))
+    status, body = form(error, response.status_code, plain["detail"], request_id_var.get())
+    headers = {name: value for name, value in response.headers.items() if name not in ("content-type", "content-length")}
+    return Response(_encode(body), status_code=status, media_type="application/json", headers=headers)
 
 
 def register(app: FastAPI, *, methods_of: Callable[[str], Iterable[str]]) -> None:
@@ -115,7 +133,7 @@ def register(app: FastAPI, *, methods_of: Callable[[str], Iterable[str]]) -> Non
         response = _http_response(cast("HTTPException", error))
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(sorted(methods_of(request.scope["path"])))
-        return response
+        return _in_form(request.scope["path"], error, response)
 
     app.add_exception_handler(AprendizError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
@@ -155,7 +173,8 @@ class Problems:
 
 async def respond(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
     """Answers an HTTP request, or refuses a WebSocket handshake, with the problem."""
-    response = _http_response(error) if isinstance(error, HTTPException) else response_of(error)
+    path = scope["path"]
+    response = _in_form(path, error, _http_response(error)) if isinstance(error, HTTPException) else response_of(error, path)
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008})
         return
@@ -170,7 +189,7 @@ def log_failure(error: BaseException) -> None:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     log_failure(error)
-    return response_of(error)
+    return response_of(error, request.scope["path"])
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
@@ -179,7 +198,7 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     body["errors"] = [{"field": field, "message": message} for field, message in found]
     if found:
         body["field"] = found[0][0]
-    return _response(body, {})
+    return _in_form(request.scope["path"], error, _response(body, {}))
 
 
 def _complaints(items: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -220,8 +239,11 @@ def _body(status: int, slug: str, title: str, detail: str) -> dict[str, Any]:
 
 
 def _response(body: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
-    # ensure_ascii: whatever a message holds, a lone surrogate too, the body is valid UTF-8
-    content = json.dumps(body, ensure_ascii=True).encode()
-    response = Response(content, status_code=body["status"], media_type=CONTENT_TYPE, headers=dict(headers))
+    response = Response(_encode(body), status_code=body["status"], media_type=CONTENT_TYPE, headers=dict(headers))
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    # ensure_ascii: whatever a message holds, a lone surrogate too, the body is valid UTF-8
+    return json.dumps(body, ensure_ascii=True).encode()

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -95,6 +95,8 @@ class Generation:
         self.model = work.deployment.name
         self.version = work.deployment.loaded.version.id
         self.conversation_id = work.request.conversation_id
+        self.fallback: str | None = None
+        self.cached = False
         self._work = work
         self._folder = Folder()
         self._pieces = 0
@@ -151,6 +153,12 @@ class Generation:
             raise self._storage_error or self._interruption or UpstreamError("The answer was not kept. Try again.")
         yield Finished(answer.finish_reason, answer.usage)
         yield Completed(self._record, answer)
+
+    async def batches(self) -> AsyncGenerator[Sequence[Event] | Completed, None]:
+        """`events`, with those that came together in one sequence."""
+        async with contextlib.aclosing(self.events()) as events:
+            async for event in events:
+                yield event if isinstance(event, Completed) else (event,)
 
     async def completed(self) -> Completed:
         """The whole answer: `events` to its end. Raises as `events`."""

@@ -24,7 +24,7 @@ MODULES = sorted(entry.name for entry in STATIC.iterdir() if entry.name.endswith
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     async def on_not_found(request: Request, error: Exception) -> Response:
-        return response_of(error)
+        return response_of(error, "/")
 
     transport = httpx.ASGITransport(Starlette(routes=routes(), exception_handlers={NotFound: on_not_found}))
     async with httpx.AsyncClient(transport=transport, base_url="http://pages.test") as client:

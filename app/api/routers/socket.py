@@ -19,11 +19,12 @@ from starlette.requests import HTTPConnection
 from starlette.routing import WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.answers import VALIDITY_S, ReaderTooSlow, admit, answer_out, count_call, ensure_valid, reserve, send_patiently
+from app.api.answers import VALIDITY_S, admit, answer_out, count_call, ensure_valid, reserve, send_patiently
 from app.api.bodies import PREDICT, CancelBody, decode
 from app.api.deps import count_against, get_address, get_services
 from app.api.problems import log_failure, problem
 from app.api.sse import Mailbox
+from app.api.watch import ReaderTooSlow
 from app.core.errors import Conflict, InvalidRequest, Unauthenticated
 from app.core.logging import request_id_var
 from app.core.types import GenerationRequest, Principal, TextDelta
