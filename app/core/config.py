@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ import yaml
 from dotenv import dotenv_values
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from app.core.addresses import upstream_address
 from app.core.errors import ConfigurationError
-from app.core.settings import Settings, Upstream
+from app.core.settings import VENDOR_URLS, Settings, Upstream
 
 PREFIX = "APRENDIZ_"
 USUAL_NAMES = {
@@ -34,6 +36,8 @@ USUAL_NAMES = {
 _NOT_SETTINGS = frozenset({"APRENDIZ_CONFIG", "APRENDIZ_API_KEY", "APRENDIZ_TEST_MODEL"})
 _KEY_FILE = "secret_key"
 _LIST_SEPARATOR = ","
+_MASK = "********"
+_KEY = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +54,10 @@ class Entry:
 
     @property
     def shown(self) -> Any:
-        """The value with secrets masked."""
+        """The value with secrets masked, as JSON has it."""
         if not self.secret:
-            return self.value
-        return None if self.value is None else "********"
+            return _plain(self.value)
+        return None if self.value is None else _MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +153,32 @@ def _with_upstream_keys(settings: Settings, environ: Mapping[str, str]) -> Setti
 
     A key belongs to an address: the vendors' usual names are read for the vendors' own addresses only.
     """
-    named = {"openai": Upstream(kind="openai"), "claude": Upstream(kind="claude"), **settings.providers.upstreams}
+    named = {kind: Upstream(kind=kind) for kind in VENDOR_URLS} | settings.providers.upstreams
     upstreams = {}
     for name, upstream in named.items():
+        where = f"providers.upstreams.{name}"
+        if name in VENDOR_URLS and upstream.kind != name:
+            raise ConfigurationError(f"{where}: the upstream of this name is of the kind {name}; take another name.")
         if upstream.api_key is not None:
-            raise ConfigurationError(f"providers.upstreams.{name}: a key has no place here. Name its variable by api_key_env.")
-        key = environ.get(upstream.key_name, "").strip() if upstream.key_name else ""
-        if upstream.api_key_env and not key:
-            raise ConfigurationError(f"providers.upstreams.{name}: the environment has no {upstream.api_key_env}.")
-        upstreams[name] = upstream.model_copy(update={"api_key": SecretStr(key) if key else None})
+            raise ConfigurationError(f"{where}: a key has no place here. Name its variable by api_key_env.")
+        upstreams[name] = upstream.model_copy(update={"api_key": _upstream_key(where, upstream, environ)})
+        upstream_address(name, upstreams[name])
     providers = settings.providers.model_copy(update={"upstreams": upstreams})
     return settings.model_copy(update={"providers": providers})
+
+
+def _upstream_key(where: str, upstream: Upstream, environ: Mapping[str, str]) -> SecretStr | None:
+    name = upstream.key_name
+    if name in USUAL_NAMES or name.startswith(PREFIX):
+        raise ConfigurationError(f"{where}.api_key_env: {name} is a setting of this service, not a key of another one's.")
+    key = environ.get(name, "").strip() if name else ""
+    if not key:
+        if upstream.api_key_env:
+            raise ConfigurationError(f"{where}: the environment has no {name}.")
+        return None
+    if not _KEY.fullmatch(key):
+        raise ConfigurationError(f"{where}: {name} is no key: it holds spaces, line ends or other signs that keys do not have.")
+    return SecretStr(key)
 
 
 def make_folder(path: Path) -> None:
@@ -264,8 +283,9 @@ def _validate(flat: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
 
 def _complaints(error: ValidationError, origins: Mapping[str, str]) -> Iterator[str]:
     for item in error.errors(include_input=False, include_url=False):
-        key = ".".join(str(part) for part in item["loc"][:2])
-        yield f"{key} (from {origins.get(key, 'default')}): {item['msg']}"
+        parts = [str(part) for part in item["loc"]]
+        origin = origins.get(".".join(parts[:2]), "default")
+        yield f"{'.'.join(parts)[:200]} (from {origin}): {item['msg']}"
 
 
 def _check_secret(key: str, where: str) -> str:
@@ -286,4 +306,16 @@ def _get(settings: Settings, key: str) -> Any:
     value: Any = settings
     for part in key.split("."):
         value = getattr(value, part)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Sections in mappings as mappings of what differs from the defaults; a key only by whether there is one."""
+    if isinstance(value, Upstream):
+        shown = value.model_dump(mode="json", exclude_defaults=True)
+        return shown if value.api_key is None else {**shown, "api_key": _MASK}
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return value

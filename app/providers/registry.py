@@ -1,7 +1,9 @@
-"""Which providers there are: ours by a table, strangers' by entry point; usable are those that the configuration allows.
+"""Which providers there are: ours by a table, strangers' by entry point, upstreams by configuration; usable are those that the
+configuration allows.
 
-An entry point in the group ``aprendiz.providers`` makes a provider known, ``providers.allowed`` makes it usable. Nothing is
-imported before it is asked for. A stranger cannot take the name of one of ours.
+An entry point in the group ``aprendiz.providers`` makes a provider known, ``providers.allowed`` makes it usable. Each entry
+of ``providers.upstreams`` is a provider under its own name, of the class of its ``kind``, usable where that kind is allowed.
+Nothing is imported before it is asked for. Neither a stranger nor an upstream can take the name of one of ours.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from app.core.addresses import upstream_address
 from app.core.errors import ConfigurationError, UnknownModel
+from app.core.settings import VENDOR_URLS, Upstream
 from app.providers.base import BaseLLMProvider, ProviderContext
 
 GROUP = "aprendiz.providers"
@@ -23,6 +27,11 @@ BUILT_IN = {
     "hf": "app.providers.huggingface:HuggingFaceProvider",
 }
 """Ours, so that a checkout works without being installed as a distribution."""
+REMOTE = {
+    "openai": "app.providers.openai:OpenAIProvider",
+    "claude": "app.providers.claude:ClaudeProvider",
+}
+"""The kinds of upstreams: classes that also take the upstream's name and settings, one instance each."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +41,27 @@ class ProviderRegistry:
 
     Args:
         context: goes to every provider.
-        allowed: names that may be used (``providers.allowed``).
+        allowed: names and kinds that may be used (``providers.allowed``).
+
+    Raises:
+        ConfigurationError: an upstream has the name of another provider, or an address that is refused.
     """
 
     def __init__(self, context: ProviderContext, allowed: Sequence[str]) -> None:
         self._context = context
         self._allowed = tuple(allowed)
         self._loaders = _loaders()
+        self._upstreams = dict(context.providers.upstreams)
         self._providers: dict[str, BaseLLMProvider] = {}
+        for name, upstream in self._upstreams.items():
+            if name in self._loaders:
+                raise ConfigurationError(f"providers.upstreams.{name}: a provider of this name is there; take another name.")
+            upstream_address(name, upstream)
 
     def names(self) -> list[str]:
-        """Names that are both known and allowed."""
-        return sorted(name for name in self._loaders if name in self._allowed)
+        """Names that are both known and allowed; upstreams that lack the key they need are not among them."""
+        local = [name for name in self._loaders if name in self._allowed]
+        return sorted([*local, *(name for name, upstream in self._upstreams.items() if self._usable(upstream))])
 
     def get(self, name: str) -> BaseLLMProvider:
         """The provider called ``name``.
@@ -59,20 +77,37 @@ class ProviderRegistry:
     def _build(self, name: str) -> BaseLLMProvider:
         shown = name[:64]
         available = ", ".join(self.names()) or "none"
-        if name not in self._loaders:
+        upstream = self._upstreams.get(name)
+        kind = name if upstream is None else upstream.kind
+        if upstream is None and name not in self._loaders:
             raise UnknownModel(f"There is no provider {shown!r} here; available: {available}.", field="provider")
-        if name not in self._allowed:
+        if kind not in self._allowed:
             raise UnknownModel(
                 f"The provider {shown!r} is not allowed by the setting providers.allowed; available: {available}.",
                 field="provider",
             )
+        loader = self._loaders[name] if upstream is None else _loader(REMOTE[kind])
         try:
-            candidate = self._loaders[name]()
+            candidate = loader()
         except (ImportError, AttributeError) as error:
             logger.warning("a provider cannot be imported", extra={"data": {"provider": name, "error": repr(error)}})
             how = f"pip install 'aprendiz[{name}]'" if name in BUILT_IN else "install the package that brings it completely"
             raise UnknownModel(f"The provider {shown!r} is not installed completely: {how}.", field="provider") from error
+        if upstream is not None:
+            return _remote(candidate, self._context, name, upstream)
         return check_provider(name, candidate)(self._context)
+
+    def _usable(self, upstream: Upstream) -> bool:
+        return upstream.kind in self._allowed and (upstream.api_key is not None or upstream.url != VENDOR_URLS[upstream.kind])
+
+
+def _remote(
+    candidate: Callable[[ProviderContext, str, Upstream], BaseLLMProvider],
+    context: ProviderContext,
+    name: str,
+    upstream: Upstream,
+) -> BaseLLMProvider:
+    return candidate(context, name, upstream)
 
 
 def check_provider(name: str, candidate: Any) -> type[BaseLLMProvider]:
@@ -108,8 +143,8 @@ def _complaint(name: str, candidate: Any) -> str | None:
 def _loaders() -> dict[str, Callable[[], Any]]:
     loaders: dict[str, Callable[[], Any]] = {}
     for entry in importlib.metadata.entry_points(group=GROUP):
-        if entry.name in BUILT_IN:
-            if entry.value != BUILT_IN[entry.name]:
+        if entry.name in BUILT_IN or entry.name in REMOTE:
+            if entry.value != BUILT_IN.get(entry.name):
                 data = {"provider": entry.name, "value": entry.value}
                 logger.warning("an entry point with the name of a built-in provider is ignored", extra={"data": data})
             continue

@@ -1,0 +1,174 @@
+"""The provider ``openai``: any server of the OpenAI format, over HTTP. OpenAI itself, vLLM, Ollama, llama-server, a gateway.
+
+One `OpenAIProvider` an upstream of ``providers.upstreams``. It says what the caller said and nothing more: no default
+temperature, no default length. It holds no retry, no fallback and no price.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
+
+from app.core.errors import InvalidRequest
+from app.core.settings import Upstream
+from app.core.types import (
+    EmbeddingRequest,
+    Embeddings,
+    EngineState,
+    Event,
+    GenerationRequest,
+    Message,
+    ModelSpec,
+    Sampling,
+    VersionInfo,
+)
+from app.providers.base import BaseLLMProvider, Capabilities, LoadedModel, ProviderContext
+from app.providers.chunks import sampling_fields
+from app.providers.embeddings import read_embeddings
+from app.providers.estimate import prompt_tokens
+from app.providers.upstreams import RemoteModel, check_remote, is_vendor, remote_version, wire_client
+
+_CHAT = "/v1/chat/completions"
+_COMPLETIONS = "/v1/completions"
+_EMBEDDINGS = "/v1/embeddings"
+
+
+class OpenAIProvider(BaseLLMProvider):
+    """The models of one upstream.
+
+    Args:
+        context: as for every provider.
+        name: the upstream's name; its models are ``NAME/MODEL``.
+        upstream: its settings, key included.
+    """
+
+    name = "openai"
+
+    def __init__(self, context: ProviderContext, name: str, upstream: Upstream) -> None:
+        super().__init__(context)
+        self._upstream_name = name
+        self._upstream = upstream
+        self._gate = asyncio.Semaphore(upstream.max_concurrency)
+
+    async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
+        """Ready at once: the upstream is asked nothing before the first request."""
+        check_remote(spec, self._upstream)
+        version = remote_version(self._upstream_name, self._upstream, spec.model)
+        model = OpenAIModel(version, self._upstream_name, self._upstream, gate=self._gate, on_state=on_state)
+        on_state(EngineState.READY)
+        return model
+
+
+class OpenAIModel(RemoteModel):
+    """One model of an upstream, with connections of its own."""
+
+    def __init__(
+        self,
+        version: VersionInfo,
+        name: str,
+        upstream: Upstream,
+        *,
+        gate: asyncio.Semaphore,
+        on_state: Callable[[EngineState], None],
+    ) -> None:
+        self._vendor = is_vendor(upstream)
+        capabilities = Capabilities(
+            slots=upstream.max_concurrency,
+            context_tokens=upstream.context_tokens,
+            tools=True,
+            json_schema=True,
+            logprobs=True,
+            embeddings=True,
+            raw_prompt=True,
+            images=True,
+            top_k=not self._vendor,
+            remote=True,
+        )
+        super().__init__(version, capabilities, gate=gate, on_state=on_state)
+        self._client = wire_client(name, upstream)
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """See `LoadedModel.stream`."""
+        async with contextlib.aclosing(self.batches(request)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
+        """See `LoadedModel.batches`."""
+        path, body = self._body(request)
+        async with self._gate, contextlib.aclosing(self._client.stream_chat(body, path=path)) as events:
+            async for event in events:
+                yield (event,)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `LoadedModel.embed`."""
+        body: dict[str, Any] = {"model": self.version.model, "input": list(request.inputs), "encoding_format": "float"}
+        if request.dimensions is not None:
+            body["dimensions"] = request.dimensions
+        async with self._gate:
+            answer = await self._client.json("POST", _EMBEDDINGS, body)
+        return read_embeddings(answer, count=len(request.inputs), dimensions=request.dimensions)
+
+    async def count_tokens(self, request: GenerationRequest) -> int:
+        """An estimate, rather too high than too low: the format has no way to ask. See `estimate.prompt_tokens`."""
+        return prompt_tokens(request)
+
+    async def _disconnect(self) -> None:
+        await self._client.aclose()
+
+    def _body(self, request: GenerationRequest) -> tuple[str, dict[str, Any]]:
+        """Where to post, and what."""
+        fields = self._fields(request.sampling)
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        if request.raw:
+            return _COMPLETIONS, {"model": self.version.model, "prompt": _prompt(request), **stream, **_for_prompt(fields)}
+        messages = [self._message(message) for message in request.messages]
+        if self._vendor and "max_tokens" in fields:  # its reasoning models refuse max_tokens; others know no other name
+            fields["max_completion_tokens"] = fields.pop("max_tokens")
+        return _CHAT, {"model": self.version.model, "messages": messages, **stream, **fields}
+
+    def _fields(self, sampling: Sampling) -> dict[str, Any]:
+        fields = sampling_fields(sampling)
+        if sampling.tools:
+            fields["tools"] = [_without_marker(tool) for tool in sampling.tools]
+        if sampling.reasoning_effort is not None:
+            fields["reasoning_effort"] = sampling.reasoning_effort
+        if sampling.top_k is not None:
+            if not self.capabilities.top_k:
+                raise InvalidRequest("This model knows no top_k; leave it out.", field="top_k")
+            fields["top_k"] = sampling.top_k
+        return fields
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        wire = message.to_wire()
+        if isinstance(message.content, list):
+            wire["content"] = [_without_marker(part) for part in message.content]
+        if message.role == "developer" and not self._vendor:
+            wire["role"] = "system"  # chat templates of open models know no other word for it
+        return wire
+
+
+def _without_marker(thing: Mapping[str, Any]) -> dict[str, Any]:
+    """A content part or tool without Anthropic's marker of a cacheable prefix, which this format does not have."""
+    return {name: value for name, value in thing.items() if name != "cache_control"}
+
+
+def _prompt(request: GenerationRequest) -> str:
+    content = request.messages[0].content if len(request.messages) == 1 else None
+    if not isinstance(content, str):
+        raise InvalidRequest("A prompt to go on from is one text.", field="prompt")
+    return content
+
+
+def _for_prompt(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of ``/v1/completions``, which counts log-probabilities by one number and knows nothing of chats."""
+    unknown = sorted(fields.keys() & {"tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort"})
+    if unknown:
+        raise InvalidRequest(f"A prompt to go on from takes no {unknown[0]}.", field=unknown[0])
+    top = fields.pop("top_logprobs", None)
+    if top is not None:
+        fields["logprobs"] = top
+    return fields
