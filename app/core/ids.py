@@ -22,6 +22,12 @@ def uuid7(*, now_ms: int | None = None) -> str:
     return str(uuid.UUID(int=value))
 
 
+def first_uuid7(now_ms: int) -> str:
+    """The least UUIDv7 of a millisecond: ids that are greater or equal were made then or later."""
+    value = (now_ms & (2**48 - 1)) << 80 | 0x7 << 76 | 0x8 << 60
+    return str(uuid.UUID(int=value))
+
+
 def is_uuid7(text: str) -> bool:
     """Whether ``text`` has exactly the form that `uuid7` writes."""
     return _UUID.fullmatch(text) is not None

@@ -126,6 +126,22 @@ class PredictionRecord:
     reasoning: str = ""
 
 
+UsageGroup = Literal["model", "key", "user", "day"]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """Sums over predictions. ``name``: what they have in common, see `UsageGroup`; None: made without a key."""
+
+    name: str | None
+    requests: int
+    cached: int
+    errors: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_nanousd: int
+
+
 @dataclass(frozen=True, slots=True)
 class FeedbackRecord:
     """One feedback. ``rater``: a user's id, or ``token:<prediction id>`` for a vote cast with a feedback token.

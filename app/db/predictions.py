@@ -1,17 +1,25 @@
-"""Answered calls, as they were asked and answered. Written once, never changed; they go with their owner or conversation."""
+"""Answered calls, as they were asked and answered. Written once, never changed; they go with their owner or conversation, or
+when their owner says so. Sums over them (`Predictions.spent`, `Predictions.usage`) go by the time that ids carry."""
 
 from __future__ import annotations
 
 import builtins
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import BigInteger, ColumnElement, RowMapping, case, delete, func, literal, select, type_coerce
 from sqlalchemy.exc import IntegrityError
 
 from app.core.errors import Conflict
-from app.core.records import PredictionRecord
+from app.core.ids import first_uuid7
+from app.core.records import PredictionRecord, UsageGroup, UsageRecord
 from app.db.database import Database
 from app.db.rows import record_of, records_of, values_of
-from app.db.schema import predictions
+from app.db.schema import PRICED, predictions
+
+_DAY_US = 86_400_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Predictions:
@@ -53,3 +61,96 @@ class Predictions:
         )
         newest_first = await self._database.read(lambda connection: records_of(PredictionRecord, connection.execute(query)))
         return newest_first[::-1]
+
+    async def delete(self, prediction_id: str, *, user_id: str) -> bool:
+        """Removes a user's prediction with the feedback on it. Returns whether there was one."""
+        query = delete(predictions).where(predictions.c.id == prediction_id, predictions.c.user_id == user_id)
+        return await self._database.write(lambda connection: connection.execute(query).rowcount > 0)
+
+    async def spent(
+        self,
+        *,
+        since_ms: int,
+        until_ms: int,
+        slice_bits: int,
+        user_id: str | None = None,
+        key_id: str | None = None,
+        without: Collection[str] = (),
+    ) -> builtins.list[tuple[int, int]]:
+        """What was spent from ``since_ms`` to before ``until_ms`` (milliseconds since the epoch), in slices, oldest first.
+
+        Args:
+            since_ms, until_ms: compared with the time in the ids.
+            slice_bits: a slice is the calls whose milliseconds are equal without that many low bits; a multiple of 4, from 16.
+            user_id, key_id: only this user's, or only those made with this key.
+            without: ids to leave out.
+
+        Returns:
+            ``(slice, nano-dollars)``: milliseconds ``>> slice_bits``. Read from an index that holds what has a price, alone.
+        """
+        # The first 8 hex digits of an id are the upper 32 of 48 bits of milliseconds.
+        prefix = func.substr(predictions.c.id, 1, 8 - (slice_bits - 16) // 4)
+        query = (
+            select(prefix, func.sum(predictions.c.cost_nanousd))
+            .where(PRICED, predictions.c.id >= first_uuid7(since_ms), predictions.c.id < first_uuid7(until_ms))
+            .group_by(prefix)
+            .order_by(prefix)
+        )
+        if user_id is not None:
+            query = query.where(predictions.c.user_id == user_id)
+        if key_id is not None:
+            query = query.where(predictions.c.key_id == key_id)
+        if without:
+            query = query.where(predictions.c.id.not_in(without))
+        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        return [(int(digits, 16), int(cost)) for digits, cost in rows]
+
+    async def usage(
+        self, *, since: datetime, until: datetime, group: UsageGroup, user_id: str | None = None, limit: int = 1000
+    ) -> builtins.list[UsageRecord]:
+        """Calls, tokens and costs from ``since`` to before ``until``, by ``group``: the ``limit`` groups of most requests.
+
+        ``user_id``: only that user's. ``name`` of a group: ``provider/model``, a key's id (None: no key), a user's id, or a
+        day (UTC) as ``2026-11-23``.
+        """
+        name = _GROUPS[group]
+        row = predictions.c
+        query = (
+            select(
+                name.label("name"),
+                func.count().label("requests"),
+                func.sum(case((row.cached, 1), else_=0)).label("cached"),
+                func.sum(case((row.status == "error", 1), else_=0)).label("errors"),
+                func.sum(row.prompt_tokens).label("prompt_tokens"),
+                func.sum(row.completion_tokens).label("completion_tokens"),
+                func.coalesce(func.sum(row.cost_nanousd), 0).label("cost_nanousd"),
+            )
+            .where(row.id >= first_uuid7(_milliseconds(since)), row.id < first_uuid7(_milliseconds(until)))
+            .group_by("name")
+            .order_by(func.count().desc(), "name")
+            .limit(limit)
+        )
+        if user_id is not None:
+            query = query.where(row.user_id == user_id)
+        found = await self._database.read(lambda connection: connection.execute(query).all())
+        return [_usage(each._mapping, group) for each in found]
+
+
+_GROUPS: Mapping[UsageGroup, ColumnElement[Any]] = {
+    "model": predictions.c.provider + literal("/") + predictions.c.model,
+    "key": predictions.c.key_id,
+    "user": predictions.c.user_id,
+    "day": type_coerce(predictions.c.created_at, BigInteger) // literal(_DAY_US, BigInteger),
+}
+
+
+def _milliseconds(at: datetime) -> int:
+    return (at - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _usage(row: RowMapping, group: UsageGroup) -> UsageRecord:
+    name = row["name"]
+    if group == "day":
+        name = (_EPOCH + timedelta(days=int(name))).date().isoformat()
+    counts = {each: int(row[each]) for each in row if each != "name"}
+    return UsageRecord(name=name, **counts)

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -183,10 +184,20 @@ predictions = Table(
     Column("cached_tokens", Integer, nullable=False, server_default="0"),
     Column("cost_nanousd", BigInteger),
     Column("fallback", Text),
-    Column("reasoning", Text, nullable=False, server_default=""),
+    Column("reasoning", Text, nullable=False, server_default=text("''")),
     Index(None, "user_id", "id"),
     Index(None, "conversation_id", "id"),
 )
+PRICED = text("cost_nanousd > 0")
+"""Which predictions the next three indexes hold: a sum over money reads nothing else, and what costs nothing is not in them."""
+for _name, *_columns in (("total", "id"), ("user", "user_id", "id"), ("key", "key_id", "id")):
+    Index(
+        f"ix_predictions_spent_{_name}",
+        *(predictions.c[_column] for _column in _columns),
+        predictions.c.cost_nanousd,
+        sqlite_where=PRICED,
+        postgresql_where=PRICED,
+    )
 
 feedback = Table(
     "feedback",

@@ -10,29 +10,31 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine, text
 
 from app.core.errors import ConfigurationError, Conflict, SchemaTooNew
 from app.core.settings import Settings
 from app.db import backup, migrate
 from app.db.database import Database, open_database
 from app.db.locks import open_lock
+from app.db.predictions import Predictions
 from app.db.schema import metadata
 from app.db.users import Users
 from tests.db import make
-from tests.db.conftest import postgres_settings
+from tests.db.conftest import BOTH, postgres_settings
 from tests.db.postgres import Cluster
 
 ROOT = Path(__file__).parents[2]
-_SECOND = """
+_NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
@@ -41,22 +43,30 @@ def upgrade() -> None:
     op.add_column("versions", sa.Column("extra", sa.Text()))
     {more}
 """
+_OLD_ROWS = (
+    """INSERT INTO users (id, username, username_key, role, password_hash, created_at)
+    VALUES ('u', 'ana', 'ana', 'user', 'x', 1)""",
+    """INSERT INTO predictions (id, user_id, created_at, provider, model, version, input, output, finish_reason, prompt_tokens,
+    completion_tokens, queue_ms, first_token_ms, total_ms, status, error, cached, key_id, conversation_id, request_id, alias,
+    tool_calls) VALUES ('01934f5e-7a11-7c3e-9d5b-2f0a6f5c1e77', 'u', 1, 'echo', 'echo', 'v', '{}', 'Las doce.', 'stop', 7, 3,
+    0.5, NULL, 1.5, 'ok', NULL, FALSE, NULL, NULL, 'r', 'default', '[]')""",
+)
 
 
-def second_revision(path: Path, more: str) -> None:
+def next_revision(path: Path, more: str) -> None:
     """Writes the revision, with one more statement."""
-    path.write_text(_SECOND.format(more=more))
+    path.write_text(_NEXT.format(more=more))
 
 
 @pytest.fixture
 def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program of the future with a second revision; gives the file of that revision."""
+    """A program of the future with a further revision; gives the file of that revision."""
     scripts = tmp_path / "scripts"
     shutil.copytree(ROOT / "app/db/migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    second = scripts / "versions" / "r0002_extra.py"
-    second_revision(second, "pass")
+    second = scripts / "versions" / "r0003_extra.py"
+    next_revision(second, "pass")
     monkeypatch.setattr(migrate, "_SCRIPTS", scripts)
-    monkeypatch.setattr(migrate, "HEAD", "0002")
+    monkeypatch.setattr(migrate, "HEAD", "0003")
     return second
 
 
@@ -136,10 +146,10 @@ async def test_a_migration_backs_up_first(settings: Settings, newer: Path) -> No
     await database.open()
     await database.aclose()
     assert "extra" in columns(settings)
-    assert migrate.current(url(settings)) == "0002"
+    assert migrate.current(url(settings)) == "0003"
     (made,) = backups(settings)
     assert made.name.startswith("before-migration-")
-    assert migrate.current(f"sqlite:///{made}") == "0001"
+    assert migrate.current(f"sqlite:///{made}") == "0002"
     assert backup.verify(made).path == made
 
 
@@ -147,10 +157,10 @@ async def test_the_newest_five_automatic_backups_stay(settings: Settings, newer:
     mine = settings.data_dir / "backups" / "mine.db"
     backup.backup(settings, mine)
     for _ in range(7):
-        assert migrate.upgrade(settings) == "0001"
+        assert migrate.upgrade(settings) == "0002"
         with sqlite3.connect(settings.data_dir / "aprendiz.db") as connection:
             connection.execute("ALTER TABLE versions DROP COLUMN extra")
-            connection.execute("UPDATE alembic_version SET version_num = '0001'")
+            connection.execute("UPDATE alembic_version SET version_num = '0002'")
         connection.close()
     automatic = [path for path in backups(settings) if path != mine]
     assert len(automatic) == 5
@@ -160,12 +170,12 @@ async def test_the_newest_five_automatic_backups_stay(settings: Settings, newer:
 
 
 async def test_a_failing_migration_leaves_no_trace(settings: Settings, newer: Path) -> None:
-    second_revision(newer, "raise RuntimeError('half-way')")
+    next_revision(newer, "raise RuntimeError('half-way')")
     with pytest.raises(RuntimeError, match="half-way"):
         await open_database(settings).open()
     assert "extra" not in columns(settings)
-    assert migrate.current(url(settings)) == "0001"
-    second_revision(newer, "pass")
+    assert migrate.current(url(settings)) == "0002"
+    next_revision(newer, "pass")
     database = open_database(settings)
     await database.open()
     await Users(database).create(make.user())
@@ -179,7 +189,7 @@ async def test_a_migration_under_a_running_service_is_refused(settings: Settings
         await open_database(settings).open()
     assert "extra" not in columns(settings)
     running.release()
-    assert migrate.upgrade(settings) == "0001"
+    assert migrate.upgrade(settings) == "0002"
 
 
 def start_together(settings_of: str) -> None:
@@ -235,15 +245,46 @@ async def test_processes_that_start_together_on_postgres_all_end_well(cluster: C
 async def test_postgres_migrates_in_one_transaction(cluster: Cluster, tmp_path: Path, newer: Path) -> None:
     cluster.execute("CREATE DATABASE one_transaction")
     settings = postgres_settings(cluster, "one_transaction", tmp_path)
-    second_revision(newer, "raise RuntimeError('half-way')")
+    next_revision(newer, "raise RuntimeError('half-way')")
     with pytest.raises(RuntimeError, match="half-way"):
         await open_database(settings).open()
     assert migrate.current(cluster.url("one_transaction")) is None
-    second_revision(newer, "pass")
+    next_revision(newer, "pass")
     assert migrate.upgrade(settings) == ""
     cluster.execute("UPDATE alembic_version SET version_num = '9999'", name="one_transaction")
     with pytest.raises(SchemaTooNew):
         await open_database(settings).open()
+
+
+@pytest.mark.parametrize("kind", BOTH)
+async def test_the_first_schema_with_data_is_brought_up(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if kind == "sqlite":
+        settings = Settings(data_dir=tmp_path)
+        engine = create_engine(url(settings))
+    else:
+        cluster = request.getfixturevalue("cluster")
+        cluster.execute("CREATE DATABASE first_schema")
+        settings = postgres_settings(cluster, "first_schema", tmp_path)
+        engine = create_engine(cluster.url("first_schema").replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        command.upgrade(migrate.config(connection), "0001")
+        for statement in _OLD_ROWS:
+            connection.execute(text(statement))
+        connection.commit()
+    engine.dispose()
+    database = open_database(settings)
+    await database.open()
+    found = await Predictions(database).get("01934f5e-7a11-7c3e-9d5b-2f0a6f5c1e77")
+    assert found is not None
+    assert (found.output, found.alias, found.tool_calls) == ("Las doce.", "default", ())
+    assert (found.cached_tokens, found.cost_nanousd, found.fallback, found.reasoning) == (0, None, None, "")
+    assert await Predictions(database).spent(since_ms=0, until_ms=2**48 - 1, slice_bits=24) == []
+    priced = await make.stored_prediction(database, found.user_id, cost_nanousd=5)
+    assert await Predictions(database).get(priced.id) == priced
+    await database.aclose()
+    if kind == "sqlite":
+        (made,) = backups(settings)
+        assert migrate.current(f"sqlite:///{made}") == "0001"
 
 
 @pytest.mark.postgres

@@ -12,8 +12,18 @@ depends_on: str | None = None
 
 
 def upgrade() -> None:
-    """Adds the columns; rows of before have no known price."""
+    """Adds the columns, and indexes over what has a price; rows of before have none, so the indexes begin empty."""
     op.add_column("predictions", sa.Column("cached_tokens", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("predictions", sa.Column("cost_nanousd", sa.BigInteger(), nullable=True))
     op.add_column("predictions", sa.Column("fallback", sa.Text(), nullable=True))
-    op.add_column("predictions", sa.Column("reasoning", sa.Text(), nullable=False, server_default=""))
+    op.add_column("predictions", sa.Column("reasoning", sa.Text(), nullable=False, server_default=sa.text("''")))
+    priced = sa.text("cost_nanousd > 0")
+    for name, columns in (("total", ["id"]), ("user", ["user_id", "id"]), ("key", ["key_id", "id"])):
+        op.create_index(
+            f"ix_predictions_spent_{name}",
+            "predictions",
+            [*columns, "cost_nanousd"],
+            unique=False,
+            sqlite_where=priced,
+            postgresql_where=priced,
+        )
