@@ -1,0 +1,185 @@
+"""The provider ``claude``: any server of Anthropic's Messages API, over HTTP. Anthropic itself, a gateway, another Aprendiz.
+
+One `ClaudeProvider` an upstream of ``providers.upstreams``. What goes out is made in `app.providers.claude_request`, what comes
+back is read in `app.providers.claude_events`; this file joins them to a connection. No retry, no fallback, no price.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from app.core.addresses import upstream_address
+from app.core.errors import InvalidRequest, UpstreamError, UpstreamUnreachable
+from app.core.settings import Upstream
+from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
+from app.providers.base import BaseLLMProvider, Capabilities, LoadedModel, ProviderContext
+from app.providers.claude_errors import answer_error
+from app.providers.claude_events import EventReader, counted, whole
+from app.providers.claude_request import count_body, messages_body
+from app.providers.http import HttpClient, HttpResponse
+from app.providers.sse import EventTooLarge, SseParser
+from app.providers.upstreams import RemoteModel, allows_private, check_remote, remote_version
+
+_MESSAGES = "/v1/messages"
+_COUNT = "/v1/messages/count_tokens"
+_API_VERSION = "2023-06-01"
+_MAX_WHOLE_BYTES = 64 << 20
+_MAX_ERROR_BYTES = 1 << 16
+_ERROR_S = 5.0
+"""Longest wait for the body of an error; its status alone says most."""
+_SLOW = 30.0
+"""Tokens a second of a slow model. An answer that is fetched whole comes after a silence, which must not be taken for a fault."""
+
+
+class ClaudeProvider(BaseLLMProvider):
+    """The models of one upstream.
+
+    Args:
+        context: as for every provider. ``model.max_tokens`` is the longest answer where a request names none.
+        name: the upstream's name; its models are ``NAME/MODEL``.
+        upstream: its settings, key included.
+    """
+
+    name = "claude"
+
+    def __init__(self, context: ProviderContext, name: str, upstream: Upstream) -> None:
+        super().__init__(context)
+        self._upstream_name = name
+        self._upstream = upstream
+        self._gate = asyncio.Semaphore(upstream.max_concurrency)
+
+    async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
+        """Ready at once: the upstream is asked nothing before the first request."""
+        check_remote(spec, self._upstream)
+        model = ClaudeModel(
+            remote_version(self._upstream_name, self._upstream, spec.model),
+            self._upstream,
+            client=_client(self._upstream_name, self._upstream),
+            max_tokens=self.context.model.max_tokens,
+            gate=self._gate,
+            on_state=on_state,
+        )
+        on_state(EngineState.READY)
+        return model
+
+
+class ClaudeModel(RemoteModel):
+    """One model of an upstream, with connections of its own."""
+
+    def __init__(
+        self,
+        version: VersionInfo,
+        upstream: Upstream,
+        *,
+        client: HttpClient,
+        max_tokens: int,
+        gate: asyncio.Semaphore,
+        on_state: Callable[[EngineState], None],
+    ) -> None:
+        capabilities = Capabilities(
+            slots=upstream.max_concurrency,
+            context_tokens=upstream.context_tokens,
+            tools=True,
+            json_schema=True,
+            seed=False,
+            images=True,
+            top_k=True,
+            remote=True,
+        )
+        super().__init__(version, capabilities, gate=gate, on_state=on_state)
+        self._client = client
+        self._max_tokens = max_tokens
+        self._most_whole = int(upstream.read_timeout_s * _SLOW)
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """See `LoadedModel.stream`."""
+        async with contextlib.aclosing(self.batches(request)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
+        """See `LoadedModel.batches`: a list for each read from the network, or one in all for a whole answer."""
+        body = messages_body(request, model=self.version.model, max_tokens=self._max_tokens)
+        in_one_piece = request.whole and body["max_tokens"] <= self._most_whole
+        async with self._post(_MESSAGES, {**body, "stream": not in_one_piece}) as response:
+            if in_one_piece:
+                yield whole(await response.read(limit=_MAX_WHOLE_BYTES))
+                return
+            await _must_stream(response)
+            reader, parser = EventReader(), SseParser()
+            while piece := await response.piece():
+                events = _read(reader, parser, piece)
+                if reader.done:
+                    response.end_is_near()
+                if events:
+                    yield events
+                if reader.done:
+                    return
+        raise UpstreamUnreachable("The model provider cut the connection within the answer. Try again.", retry_after=5)
+
+    async def count_tokens(self, request: GenerationRequest) -> int:
+        """See `LoadedModel.count_tokens`; the vendor counts. Raises as `stream` does."""
+        async with self._post(_COUNT, count_body(request, model=self.version.model)) as response:
+            return counted(await response.read(limit=_MAX_ERROR_BYTES))
+
+    async def _disconnect(self) -> None:
+        await self._client.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _post(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[HttpResponse]:
+        """A response with status 200; any other is raised as our error."""
+        try:
+            data = msgspec.json.encode(body)
+        except UnicodeEncodeError:
+            raise InvalidRequest("The request holds text that is not Unicode: half a surrogate pair.") from None
+        async with self._gate, self._client.request("POST", path, body=data) as response:
+            if response.status != 200:
+                raise await _refusal(response)
+            yield response
+
+
+def _client(name: str, upstream: Upstream) -> HttpClient:
+    headers = {"anthropic-version": _API_VERSION, "content-type": "application/json"}
+    if upstream.api_key is not None:
+        headers["x-api-key"] = upstream.api_key.get_secret_value()
+    return HttpClient(
+        upstream_address(name, upstream).url,
+        headers=headers,
+        connect_timeout_s=upstream.connect_timeout_s,
+        read_timeout_s=upstream.read_timeout_s,
+        allow_private=allows_private(name, upstream),
+    )
+
+
+def _read(reader: EventReader, parser: SseParser, piece: bytes) -> list[Event]:
+    """The events that came with ``piece``, up to the true end if it is among them."""
+    events: list[Event] = []
+    try:
+        payloads = parser.feed(piece)
+    except EventTooLarge:
+        raise UpstreamError("The model provider sent an answer that is too large to be one.") from None
+    for payload in payloads:
+        events += reader.read(payload)
+        if reader.done:
+            break
+    return events
+
+
+async def _must_stream(response: HttpResponse) -> None:
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        raise await _refusal(response)
+
+
+async def _refusal(response: HttpResponse) -> Exception:
+    """The error in a response that is no answer; its body, if that comes soon and is small."""
+    raw = b""
+    with contextlib.suppress(UpstreamError, TimeoutError):
+        async with asyncio.timeout(_ERROR_S):
+            raw = await response.read(limit=_MAX_ERROR_BYTES)
+    return answer_error(response.status, raw, response.headers)
