@@ -33,7 +33,7 @@ _MAX_ERROR_BYTES = 1 << 16
 _ERROR_S = 5.0
 """Longest wait for the body of an error; its status alone says most."""
 _SLOW = 30.0
-"""Tokens a second of a slow model. An answer that is fetched whole comes after a silence, which must not be taken for a fault."""
+"""Tokens a second of a slow model: an answer that is fetched whole comes after a silence, which must not look like a fault."""
 
 
 class ClaudeProvider(BaseLLMProvider):

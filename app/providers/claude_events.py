@@ -1,7 +1,7 @@
 """Answers of Anthropic's Messages API as our events: the events of a stream, or a whole message. No I/O.
 
-The one true end of a stream is ``message_stop``, after a ``message_delta`` that said why; who feeds `EventReader` must treat any
-other end as a cut. Kinds of events that we do not know are skipped, as the vendor asks; blocks of a kind that we have no
+A stream truly ends with ``message_stop`` alone, after a ``message_delta`` that said why; who feeds `EventReader` must take any
+other end for a cut. Kinds of events that we do not know are skipped, as the vendor asks; blocks of a kind that we have no
 event for (its own server-side tools) are skipped and noted in the log. Citations are skipped: they hang on text that stays.
 """
 
