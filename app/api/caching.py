@@ -1,0 +1,44 @@
+"""What a caller's ``Cache-Control`` asks of the response cache (RFC 9111, section 5.2.1). Reads words; keeps no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from app.core.types import CachePolicy
+
+_LONGEST_S: Final = 2**31
+"""What RFC 9111, section 1.2.2, has a number mean that is larger."""
+
+
+def cache_policy(headers: Sequence[tuple[bytes, bytes]]) -> tuple[CachePolicy, float | None]:
+    """``(policy, max_age_s)`` for the headers of a request, as ASGI has them: names in lower case.
+
+    ``no-store``: off. ``no-cache`` or ``max-age=0``: refresh. ``max-age=N``: use, not older than N seconds. Nothing of these:
+    auto. The strictest counts; what is no number of seconds counts as 0, as RFC 9111, section 4.2.1, has it.
+    """
+    policy: CachePolicy = "auto"
+    max_age_s: float | None = None
+    for name, value in headers:
+        if name != b"cache-control":
+            continue
+        for directive in value.lower().split(b","):
+            word, _, argument = directive.partition(b"=")
+            match word.strip():
+                case b"no-store":
+                    return "off", None
+                case b"no-cache":
+                    policy = "refresh"
+                case b"max-age":
+                    age_s = _seconds(argument)
+                    max_age_s = age_s if max_age_s is None else min(age_s, max_age_s)
+    if policy == "refresh" or max_age_s == 0:
+        return "refresh", None
+    return ("auto", None) if max_age_s is None else ("use", max_age_s)
+
+
+def _seconds(argument: bytes) -> float:
+    digits = argument.strip().strip(b'"')
+    if not digits.isdigit():
+        return 0.0
+    return float(_LONGEST_S if len(digits) > 10 else min(int(digits), _LONGEST_S))
