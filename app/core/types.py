@@ -46,6 +46,9 @@ class Message:
 
     A part may also carry ``cache_control`` (Anthropic's marker of a cacheable prefix). ``reasoning``: thinking blocks of an
     earlier assistant turn, as Anthropic's format has them, to be handed back unchanged; other formats leave them out.
+
+    Parts may also be Anthropic's blocks ``document`` and ``search_result``, as they came. Of a tool's result, ``is_error``
+    says that the tool failed and ``cache_control`` marks all of it; the OpenAI format knows neither.
     """
 
     role: Literal["system", "user", "assistant", "tool", "developer"]
@@ -54,6 +57,8 @@ class Message:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     tool_call_id: str | None = None
     reasoning: tuple[Mapping[str, Any], ...] = ()
+    is_error: bool = False
+    cache_control: Mapping[str, Any] | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """This message in the OpenAI chat format."""

@@ -117,7 +117,9 @@ def _tool_result(message: Message, where: str) -> Block:
     content = blocks(message.content, where)
     if content:
         result["content"] = content
-    return result
+    if message.is_error:
+        result["is_error"] = True
+    return marked(result, {"cache_control": message.cache_control})
 
 
 def _tool_use(call: Mapping[str, Any], where: str) -> Block:
