@@ -136,6 +136,8 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
         providers=_providers(settings, stack),
         stores=ModelStores(predictions, Versions(database), Aliases(database), audit),
         metrics=metrics,
+        routing=settings.routing,
+        upstreams=settings.providers.upstreams,
     )
     stack.push_async_callback(models.aclose)
     await models.start()

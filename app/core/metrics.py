@@ -6,6 +6,8 @@ holds a caller's words: `bounded` folds whatever passes the cap into ``other``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.process_collector import ProcessCollector
@@ -17,6 +19,21 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _MAX_MODELS = 50
 
 
+@dataclass(frozen=True, slots=True)
+class ModelMetrics:
+    """Series of one model, looked up once: a look-up costs more than the counting."""
+
+    answered: Counter
+    attempted: Counter
+    queue_seconds: Histogram
+    queue_length: Gauge
+    running: Gauge
+    first_token_seconds: Histogram
+    prediction_seconds: Histogram
+    prompt_tokens: Counter
+    completion_tokens: Counter
+
+
 class Metrics:
     """All metrics of one service. Names are documented in ``doc/operations.md``; a test compares."""
 
@@ -24,6 +41,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._models: set[str] = set()
+        self._of_model: dict[str, ModelMetrics] = {}
         r = self.registry
         self.requests = Counter("aprendiz_http_requests", "HTTP requests.", ("route", "method", "status"), registry=r)
         self.request_seconds = Histogram(
@@ -53,6 +71,15 @@ class Metrics:
         self.engine_load_seconds = Histogram(
             "aprendiz_engine_load_seconds", "From start of an engine to ready.", ("model",), registry=r, buckets=_SECONDS
         )
+        self.attempts = Counter("aprendiz_attempts", "Targets asked for an answer.", ("model", "outcome"), registry=r)
+        self.fallbacks = Counter(
+            "aprendiz_fallbacks", "Targets given up for another before they answered.", ("from", "reason"), registry=r
+        )
+        self.breaker_state = Gauge(
+            "aprendiz_breaker_state", "0 closed, 1 half open, 2 open or cooling down.", ("model",), registry=r
+        )
+        self.cache = Counter("aprendiz_cache", "Calls by what the response cache had for them.", ("result",), registry=r)
+        self.cache_bytes = Gauge("aprendiz_cache_bytes", "Memory of kept answers.", registry=r)
         self.feedback = Counter("aprendiz_feedback", "Feedback stored.", ("kind",), registry=r)
         self.logins = Counter("aprendiz_logins", "Login attempts.", ("result",), registry=r)
         self.db_commit_seconds = Histogram(
@@ -70,6 +97,23 @@ class Metrics:
             return "other"
         self._models.add(name)
         return name
+
+    def of_model(self, label: str) -> ModelMetrics:
+        """The series of one model that every prediction touches; ``label`` as `model_label` gave it."""
+        found = self._of_model.get(label)
+        if found is None:
+            found = self._of_model[label] = ModelMetrics(
+                answered=self.predictions.labels(label, "ok"),
+                attempted=self.attempts.labels(label, "ok"),
+                queue_seconds=self.queue_seconds.labels(label),
+                queue_length=self.queue_length.labels(label),
+                running=self.running.labels(label),
+                first_token_seconds=self.first_token_seconds.labels(label),
+                prediction_seconds=self.prediction_seconds.labels(label),
+                prompt_tokens=self.tokens.labels(label, "prompt"),
+                completion_tokens=self.tokens.labels(label, "completion"),
+            )
+        return found
 
     def set_engine_state(self, model: str, state: EngineState) -> None:
         """Sets the state of a model's engine: one label of the six is 1."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from app.core.errors import AprendizError, Conflict, InvalidRequest, ModelLoadFailed, NotFound, UnknownModel
+from app.core.errors import AprendizError, Conflict, InvalidRequest, ModelLoadFailed, NotFound
 from app.core.ids import uuid7
 from app.core.logging import request_id_var
 from app.core.records import AliasRecord, AuditRecord, VersionRecord
@@ -71,24 +71,13 @@ class Aliases:
         """All aliases."""
         return self._targets
 
-    def resolve(self, model: str | None) -> tuple[str | None, ModelSpec]:
-        """``(alias or None, spec)`` for what a caller asks for: an alias, ``provider/model``, or a bare model name.
-
-        Only what an alias points to is there: callers load nothing by naming it.
-
-        Raises:
-            UnknownModel: nothing of that name; the text lists what there is.
-        """
-        name = DEFAULT if model is None else model
-        target = self._targets.get(name)
-        if target is not None:
-            return name, target.spec
+    def deployed(self, name: str) -> ModelSpec | None:
+        """What an alias means whose model is called ``name``: ``provider/model``, or the bare model name."""
         for target in self._targets.values():
             public = target.spec.public_name
             if name in (public, public.partition("/")[2]):
-                return None, target.spec
-        known = [*self._targets, *sorted({target.spec.public_name for target in self._targets.values()})]
-        raise UnknownModel(f"There is no model {name[:100]!r} here. Available: {', '.join(known)}.", field="model")
+                return target.spec
+        return None
 
     def names_of(self, spec: ModelSpec) -> tuple[str, ...]:
         """The aliases that mean ``spec``."""

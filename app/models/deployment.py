@@ -17,6 +17,7 @@ from app.core.errors import AprendizError, EngineUnavailable, ModelLoadFailed
 from app.core.metrics import Metrics
 from app.core.settings import Model
 from app.core.types import EngineState, ModelSpec, VersionInfo
+from app.models.resilience import Breaker
 from app.models.scheduler import Scheduler
 from app.providers.base import BaseLLMProvider, EngineStatus, LoadedModel
 
@@ -87,6 +88,8 @@ class Deployment:
         self.draining = False
         self.last_used = clock()
         self.loaded_at: datetime | None = None
+        self.breaker: Breaker | None = None
+        """Of other people's machine, once loaded. A fresh deployment starts with a fresh one."""
         self._provider = provider
         self._settings = settings
         self._metrics = metrics
@@ -109,6 +112,11 @@ class Deployment:
         if self._loaded is None:
             raise EngineUnavailable("The model is not loaded. Try again.", retry_after=1)
         return self._loaded
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is known to be other people's machine."""
+        return self.breaker is not None
 
     @property
     def version(self) -> VersionInfo | None:
@@ -227,6 +235,8 @@ class Deployment:
 
     def _opened(self, loaded: LoadedModel, seconds: float) -> None:
         self._loaded = loaded
+        if loaded.capabilities.remote:
+            self.breaker = Breaker()
         self.loaded_at = datetime.now(UTC)
         self.last_used = self._clock()
         self._metrics.engine_load_seconds.labels(self.label).observe(seconds)

@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import json
 
-from app.core.errors import EngineUnavailable, InvalidRequest
+from app.core.errors import ContextOverflow, EngineUnavailable, InvalidRequest
 from app.core.settings import Model
 from app.core.types import GenerationRequest, Message
 from app.providers.base import Capabilities, LoadedModel
@@ -20,19 +20,34 @@ _TEMPLATE_BYTES = 64
 async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) -> GenerationRequest:
     """``request`` with the defaults of ``settings``, its answer capped by what the context leaves beside the prompt.
 
+    Other people's models get it as the caller wrote it: our defaults are those of a small model of our own. Hints that a model
+    does not know (``reasoning_effort``, ``thinking``) are left to it, which ignores them.
+
     Raises:
-        InvalidRequest: no messages, an ability that the model lacks, or a prompt that fills the context.
+        InvalidRequest: no messages, or an ability that the model lacks.
+        ContextOverflow: the prompt fills the context.
         EngineUnavailable: the engine did not count the prompt.
     """
     if not request.messages:
         raise InvalidRequest("messages is empty.", field="messages")
-    _check_abilities(request, loaded.capabilities)
-    request = with_system(request, settings.system_prompt)
+    able = loaded.capabilities
+    _check_abilities(request, able)
     sampling = request.sampling
+    request = as_asked(request, loaded, settings)
+    if able.remote:
+        await _cap(request, loaded, sampling.max_tokens or 1)
+        return request
     wanted = settings.max_tokens if sampling.max_tokens is None else sampling.max_tokens
     temperature = settings.temperature if sampling.temperature is None else sampling.temperature
     allowed = await _cap(request, loaded, wanted)
     return dataclasses.replace(request, sampling=dataclasses.replace(sampling, max_tokens=allowed, temperature=temperature))
+
+
+def as_asked(request: GenerationRequest, loaded: LoadedModel, settings: Model) -> GenerationRequest:
+    """``request`` with the system message that the model will really read."""
+    if request.raw or loaded.capabilities.remote:
+        return request
+    return with_system(request, settings.system_prompt)
 
 
 def with_system(request: GenerationRequest, prompt: str) -> GenerationRequest:
@@ -60,7 +75,7 @@ async def _cap(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> 
         raise EngineUnavailable("The model engine does not answer. Try again.", retry_after=2) from None
     if prompt >= context:
         detail = f"The prompt has {prompt} tokens; this model holds {context}, prompt and answer together. Shorten it."
-        raise InvalidRequest(detail, field="messages")
+        raise ContextOverflow(detail, field="messages")
     return min(wanted, context - prompt)
 
 
@@ -77,12 +92,27 @@ def _bytes(message: Message) -> int:
 
 
 def _check_abilities(request: GenerationRequest, able: Capabilities) -> None:
+    """What would change the answer and cannot be done is refused, never left out in silence."""
     sampling = request.sampling
     schema = sampling.response_format is not None and sampling.response_format.get("type") != "text"
     for wanted, possible, field in (
         (bool(sampling.tools), able.tools, "tools"),
         (schema, able.json_schema, "response_format"),
         (sampling.logprobs is not None, able.logprobs, "logprobs"),
+        (sampling.top_k is not None, able.top_k, "top_k"),
+        (request.raw, able.raw_prompt, "prompt"),
     ):
         if wanted and not possible:
-            raise InvalidRequest(f"This model cannot do {field}.", field=field)
+            raise InvalidRequest(_CANNOT.get(field, f"This model cannot do {field}."), field=field)
+    if not able.images and any(_has_image(message) for message in request.messages):
+        raise InvalidRequest("This model reads text only; leave the images out or ask another.", field="messages")
+
+
+_CANNOT = {"prompt": "This model does not go on from a bare prompt; ask it with messages."}
+
+
+def _has_image(message: Message) -> bool:
+    return isinstance(message.content, list) and any(part.get("type") in _IMAGES for part in message.content)
+
+
+_IMAGES = frozenset(("image_url", "image", "input_image"))

@@ -1,8 +1,8 @@
-"""One prediction from its slot to its stored end.
+"""One prediction from its first slot to its stored end.
 
-`Generation` passes the provider's events on, and whatever happens (a whole answer, an error, a client that leaves, a
-deadline, the service going down) it does the same four things exactly once: it ends the work in the engine, frees the slot,
-stores the prediction, counts it. It decides nothing about queues, names or HTTP.
+`Generation` passes the events of whichever target answers on, and whatever happens (a whole answer, an error, a client that
+leaves, a deadline, the service going down) it does the same four things exactly once: it ends the work in the engine, frees the
+slot, stores the prediction, counts it. It decides nothing about queues, names, targets or HTTP.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from types import TracebackType
 from typing import Any, Self
 
 from app.core.errors import AprendizError, UpstreamError, UpstreamTimeout
-from app.core.metrics import Metrics
+from app.core.metrics import Metrics, ModelMetrics
 from app.core.records import PredictionRecord, PredictionStatus
 from app.core.text import storable
 from app.core.types import (
     Answer,
     Event,
-    Finished,
     FinishReason,
     Folder,
     GenerationRequest,
     Principal,
     ReasoningDelta,
+    Sampling,
     TextDelta,
-    TokenLogprobs,
     ToolCallDelta,
     Usage,
 )
-from app.models.deployment import Deployment
-from app.models.scheduler import Ticket
 from app.models.stores import PredictionStore
+from app.models.targets import Attempt
+from app.models.tries import Tries
 
 logger = logging.getLogger(__name__)
 
-_CLOSE_S = 10.0
 _COUNT_S = 2.0
+_PIECES = frozenset((TextDelta, ReasoningDelta, ToolCallDelta))
+_ERROR_WAITS_S = 0.8
+"""An error is told after so long even if a slow disk or engine still holds its end up: deadlines are kept."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,9 @@ class Work:
     id: str
     request: GenerationRequest
     principal: Principal
-    alias: str | None
-    deployment: Deployment
-    ticket: Ticket
+    tries: Tries
     called_at: float
     created_at: datetime
-    answer_timeout_s: float
     store: PredictionStore
     metrics: Metrics
     clock: Callable[[], float]
@@ -81,34 +79,50 @@ class _End:
     reason: FinishReason
     usage: Usage
     error: AprendizError | None = None
-    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    answer: Answer | None = None
 
 
 class Generation:
-    """Reserved and ready; holds a slot until it ends. Use as ``async with generation:`` around `events`.
+    """Reserved and ready; holds a slot until it ends. Use as ``async with generation:`` around `batches` or `events`.
 
-    One consumer, once. Never entered, it ends by itself at its deadline.
+    One consumer, once. Never entered, it ends by itself at its deadline. Until the first events another target may take over:
+    only from then on are ``model``, ``version`` and ``fallback`` final.
     """
+
+    cached = False
+    """Whether the answer was given before."""
 
     def __init__(self, work: Work) -> None:
         self.id = work.id
-        self.model = work.deployment.name
-        self.version = work.deployment.loaded.version.id
         self.conversation_id = work.request.conversation_id
-        self.fallback: str | None = None
-        self.cached = False
         self._work = work
+        self._tries = work.tries
         self._folder = Folder()
         self._pieces = 0
+        self._begun = False
         self._first_token_ms: float | None = None
-        self._stream: AsyncGenerator[Event, None] | None = None
         self._reader: asyncio.Task[Any] | None = None
         self._interruption: AprendizError | None = None
         self._settling: asyncio.Task[None] | None = None
         self._record: PredictionRecord | None = None
         self._storage_error: AprendizError | None = None
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(work.answer_timeout_s, self._deadline_passed)
+        self._timer = loop.call_later(max(work.tries.left_s(), 0.0), self._deadline_passed)
+
+    @property
+    def model(self) -> str:
+        """The model that answers, as ``provider/name``."""
+        return self._attempt.deployment.name
+
+    @property
+    def version(self) -> str:
+        """The id of its version."""
+        return self._attempt.deployment.loaded.version.id
+
+    @property
+    def fallback(self) -> str | None:
+        """Slug of the error for which the first target does not answer, or None."""
+        return self._tries.fallback
 
     async def __aenter__(self) -> Self:
         return self
@@ -116,56 +130,57 @@ class Generation:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._settle(_End("cancelled", "cancelled", Usage()))
+        if self._settling is None or not self._settling.done():
+            await self._settle(_End("cancelled", "cancelled", Usage()))
 
     async def events(self) -> AsyncGenerator[Event | Completed, None]:
-        """The provider's events, then exactly one `Completed`, after the prediction is stored.
+        """`batches`, event by event. Raises as it does."""
+        async with contextlib.aclosing(self.batches()) as batches:
+            async for batch in batches:
+                if isinstance(batch, Completed):
+                    yield batch
+                    continue
+                for event in batch:
+                    yield event
+
+    async def batches(self) -> AsyncGenerator[Sequence[Event] | Completed, None]:
+        """The provider's events as they come together, then exactly one `Completed`, after the prediction is stored.
 
         Raises:
-            UpstreamTimeout: not finished within ``answer_timeout_s``.
+            UpstreamTimeout: not finished by the deadline.
             ShuttingDown: the service ended first.
             StorageUnavailable, StorageFull: answered, and not stored: there is no such prediction.
-            AprendizError: the provider's.
+            AprendizError: the provider's; of the last target, where several were asked.
         """
         self._check_interrupted()
-        self._stream = self._work.deployment.loaded.stream(self._work.request)
         try:
-            while (event := await self._next()) is not None:
-                if isinstance(event, Finished):
+            while (batch := await self._next()) is not None:
+                self._note(batch)
+                if self._folder.finished is not None:
                     break
-                yield event
+                yield batch
                 self._check_interrupted()
             answer = self._folder.answer()
         except AprendizError as error:
-            await self._settle(_End("error", "error", Usage(), error))
+            await self._fail(error)
             raise
         except (GeneratorExit, asyncio.CancelledError):
             await self._settle(_End("cancelled", "cancelled", Usage()))
             raise
-        except Exception as error:
-            logger.exception("A provider failed unexpectedly.", extra={"data": {"model": self.model, "prediction_id": self.id}})
-            failure = UpstreamError("The model failed unexpectedly. Try again.")
-            await self._settle(_End("error", "error", Usage(), failure))
-            raise failure from error
         # Stored before the closing event leaves: whoever has seen the end may use the id.
-        await self._settle(_End("ok", answer.finish_reason, answer.usage, tool_calls=answer.tool_calls))
+        await self._settle(_End("ok", answer.finish_reason, answer.usage, answer=answer))
         if self._record is None:
             raise self._storage_error or self._interruption or UpstreamError("The answer was not kept. Try again.")
-        yield Finished(answer.finish_reason, answer.usage)
+        if batch is not None:
+            yield batch
         yield Completed(self._record, answer)
 
-    async def batches(self) -> AsyncGenerator[Sequence[Event] | Completed, None]:
-        """`events`, with those that came together in one sequence."""
-        async with contextlib.aclosing(self.events()) as events:
-            async for event in events:
-                yield event if isinstance(event, Completed) else (event,)
-
     async def completed(self) -> Completed:
-        """The whole answer: `events` to its end. Raises as `events`."""
-        async with contextlib.aclosing(self.events()) as events:
-            async for event in events:
-                if isinstance(event, Completed):
-                    return event
+        """The whole answer: `batches` to their end. Raises as they do."""
+        async with contextlib.aclosing(self.batches()) as batches:
+            async for batch in batches:
+                if isinstance(batch, Completed):
+                    return batch
         raise UpstreamError("The answer was cut off before its end. Try again.")
 
     def interrupt(self, error: AprendizError) -> None:
@@ -178,14 +193,18 @@ class Generation:
         else:
             self._start_settling(_End("error", "error", Usage(), error))
 
-    async def _next(self) -> Event | None:
-        """The provider's next event, or None at its end. An interruption wakes it and is raised in place of the
-        cancellation."""
-        assert self._stream is not None  # noqa: S101  # set by the only caller
+    @property
+    def _attempt(self) -> Attempt:
+        return self._tries.attempt
+
+    async def _next(self) -> Sequence[Event] | None:
+        """The next events, or None at their end. An interruption wakes it and is raised in place of the cancellation."""
         self._reader = reader = asyncio.current_task()
         cancels = reader.cancelling() if reader is not None else 0
         try:
-            event = await anext(self._stream, None)
+            if self._begun:
+                return await self._attempt.next()
+            return await self._tries.first()
         except (asyncio.CancelledError, AprendizError) as error:
             if self._interruption is None or reader is None:
                 raise
@@ -195,28 +214,40 @@ class Generation:
             raise self._interruption from None
         finally:
             self._reader = None
-        if event is not None:
-            self._note(event)
-        return event
 
-    def _note(self, event: Event) -> None:
-        self._folder.add(event)
-        if isinstance(event, Finished | TokenLogprobs):
-            return
-        self._pieces += 1
-        if self._first_token_ms is None and isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+    def _note(self, batch: Sequence[Event]) -> None:
+        self._begun = True
+        add = self._folder.add
+        for event in batch:
+            add(event)
+            if type(event) in _PIECES:
+                self._pieces += 1
+        if self._first_token_ms is None and self._pieces:
             work = self._work
             seconds = work.clock() - work.called_at
             self._first_token_ms = seconds * 1000
-            work.metrics.first_token_seconds.labels(work.deployment.label).observe(seconds)
+            self._series.first_token_seconds.observe(seconds)
+
+    @property
+    def _series(self) -> ModelMetrics:
+        return self._work.metrics.of_model(self._attempt.deployment.label)
 
     def _check_interrupted(self) -> None:
         if self._interruption is not None:
             raise self._interruption
 
     def _deadline_passed(self) -> None:
-        limit = self._work.answer_timeout_s
-        self.interrupt(UpstreamTimeout(f"The answer was not finished within {limit:g} seconds. Ask for fewer tokens."))
+        limit = self._tries.limit_s
+        error = UpstreamTimeout(f"The answer was not finished within {limit:g} seconds. Ask for fewer tokens.")
+        if not self._begun:
+            self._tries.timed_out(error)
+        self.interrupt(error)
+
+    async def _fail(self, error: AprendizError) -> None:
+        """Settles as failed. The caller waits a moment, so that the record is there in the usual case, and no longer."""
+        if self._begun and error is not self._interruption:
+            self._attempt.judge(error)
+        await asyncio.wait([self._start_settling(_End("error", "error", Usage(), error))], timeout=_ERROR_WAITS_S)
 
     async def _settle(self, end: _End) -> None:
         """Ends it as ``end`` unless it has ended, and waits. The work itself is not the caller's: cancelling cannot cut it
@@ -230,28 +261,16 @@ class Generation:
         return self._settling
 
     async def _finish(self, end: _End) -> None:
-        work = self._work
-        try:
-            await self._close_stream()
-        finally:
-            work.deployment.scheduler.release(work.ticket)
+        if end.status == "ok":
+            self._attempt.judge("ok")
+        await self._tries.aclose()
         if end.status != "ok":
             end = dataclasses.replace(end, usage=await self._usage_so_far())
         try:
             await self._keep(end)
         finally:
             self._count(end)
-            work.on_end(self)
-
-    async def _close_stream(self) -> None:
-        """Cancels what the engine still does for it."""
-        if self._stream is None:
-            return
-        try:
-            async with asyncio.timeout(_CLOSE_S):
-                await self._stream.aclose()
-        except Exception:
-            logger.exception("A provider did not let go of a request.", extra={"data": {"model": self.model}})
+            self._work.on_end(self)
 
     async def _keep(self, end: _End) -> None:
         record = self._to_record(end)
@@ -270,15 +289,16 @@ class Generation:
         if finished is not None:
             return finished.usage
         prompt = 0
-        if self._stream is not None:
+        attempt = self._attempt
+        if attempt.begun_at is not None and not attempt.deployment.remote:
             with contextlib.suppress(AprendizError, TimeoutError):  # an engine that just died cannot count: 0 says so
                 async with asyncio.timeout(_COUNT_S):
-                    prompt = await self._work.deployment.loaded.count_tokens(self._work.request)
+                    prompt = await attempt.deployment.loaded.count_tokens(attempt.request)
         return Usage(prompt_tokens=prompt, completion_tokens=self._pieces)
 
     def _to_record(self, end: _End) -> PredictionRecord:
-        work = self._work
-        spec = work.deployment.spec
+        work, attempt, answer = self._work, self._attempt, end.answer
+        spec = attempt.deployment.spec
         return PredictionRecord(
             id=self.id,
             user_id=work.principal.user_id,
@@ -286,12 +306,12 @@ class Generation:
             provider=spec.provider,
             model=self.model.removeprefix(f"{spec.provider}/"),
             version=self.version,
-            input=to_input(work.request),
-            output=storable(self._folder.text),
+            input=to_input(attempt.request),
+            output=storable(self._folder.text if answer is None else answer.text),
             finish_reason=end.reason,
             prompt_tokens=end.usage.prompt_tokens,
             completion_tokens=end.usage.completion_tokens,
-            queue_ms=work.ticket.waited_s * 1000,
+            queue_ms=attempt.ticket.waited_s * 1000,
             first_token_ms=self._first_token_ms,
             total_ms=(work.clock() - work.called_at) * 1000,
             status=end.status,
@@ -299,23 +319,34 @@ class Generation:
             key_id=work.principal.key_id,
             conversation_id=work.request.conversation_id,
             request_id=work.request.request_id,
-            alias=work.alias,
-            tool_calls=end.tool_calls,
+            alias=self._tries.plan.name,
+            tool_calls=() if answer is None else answer.tool_calls,
+            cached_tokens=end.usage.cached_tokens,
+            fallback=self.fallback,
+            reasoning="" if answer is None else storable(answer.reasoning),
         )
 
     def _count(self, end: _End) -> None:
-        work, label = self._work, self._work.deployment.label
-        work.metrics.predictions.labels(label, end.status).inc()
-        work.metrics.prediction_seconds.labels(label).observe(work.clock() - work.called_at)
-        work.metrics.tokens.labels(label, "prompt").inc(end.usage.prompt_tokens)
-        work.metrics.tokens.labels(label, "completion").inc(end.usage.completion_tokens)
+        work, series = self._work, self._series
+        if end.status == "ok":
+            series.answered.inc()
+        else:
+            work.metrics.predictions.labels(self._attempt.deployment.label, end.status).inc()
+        series.prediction_seconds.observe(work.clock() - work.called_at)
+        series.prompt_tokens.inc(end.usage.prompt_tokens)
+        series.completion_tokens.inc(end.usage.completion_tokens)
 
 
 def to_input(request: GenerationRequest) -> Mapping[str, Any]:
-    """The structured input as it is stored: ``{"messages": [...], "sampling": {...}}``; sampling without what is not set."""
-    sampling = {
-        field.name: value
-        for field in dataclasses.fields(request.sampling)
-        if (value := getattr(request.sampling, field.name)) not in (None, ())
-    }
-    return {"messages": [message.to_wire() for message in request.messages], "sampling": sampling}
+    """The structured input as it is stored: ``{"messages": [...], "sampling": {...}}``; sampling without what is not set, and
+    ``raw`` and ``door`` where the request has them."""
+    sampling = {name: value for name in _SAMPLING if (value := getattr(request.sampling, name)) not in (None, ())}
+    stored: dict[str, Any] = {"messages": [message.to_wire() for message in request.messages], "sampling": sampling}
+    if request.raw:
+        stored["raw"] = True
+    if request.door is not None:
+        stored["door"] = request.door
+    return stored
+
+
+_SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))

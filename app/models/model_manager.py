@@ -8,31 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from app.core.errors import (
     AprendizError,
-    EngineUnavailable,
-    ModelLoadFailed,
+    Overloaded,
     ShuttingDown,
-    UnknownModel,
 )
 from app.core.ids import uuid7
 from app.core.metrics import Metrics
 from app.core.records import AliasRecord, VersionRecord
-from app.core.settings import Model
-from app.core.types import EngineState, GenerationRequest, ModelSpec, Principal, VersionInfo
+from app.core.settings import Model, Routing, Upstream
+from app.core.types import EmbeddingRequest, Embeddings, EngineState, GenerationRequest, ModelSpec, Principal, VersionInfo
 from app.models.aliases import DEFAULT, Aliases, Target
 from app.models.deployment import Deployment
-from app.models.fitting import fit
+from app.models.fitting import as_asked
 from app.models.generation import Completed, Generation, Work
 from app.models.pool import Pool
-from app.models.scheduler import Ticket
+from app.models.routing import ModelName, Names
 from app.models.status import AliasStatus, ManagerStatus
 from app.models.stores import ModelStores, Providers
+from app.models.targets import Targets
+from app.models.tries import Tries
 
 __all__ = ["Completed", "Generation", "ManagerStatus", "ModelManager", "ModelStores"]
 
@@ -41,8 +44,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TICK_S = 2.0
-_LOAD_RETRY_S = 5.0
 _END_S = 15.0
+_NO_ROUTES = Routing()
 
 
 class ModelManager:
@@ -53,7 +56,10 @@ class ModelManager:
         providers: the registry.
         stores: the repositories that it writes to.
         metrics: the service's metrics.
+        routing: section ``routing``.
+        upstreams: ``providers.upstreams``.
         clock: seconds, monotonic.
+        rng: for weights and jitter.
     """
 
     def __init__(
@@ -63,14 +69,29 @@ class ModelManager:
         providers: Providers,
         stores: ModelStores,
         metrics: Metrics,
+        routing: Routing = _NO_ROUTES,
+        upstreams: Mapping[str, Upstream] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
     ) -> None:
         self._settings = settings
         self._stores = stores
         self._metrics = metrics
         self._clock = clock
-        self._pool = Pool(settings, providers, metrics, register=self._register, on_ready=self._on_ready, clock=clock)
+        self._pool = Pool(
+            settings, providers, metrics, register=self._register, on_ready=self._on_ready, remote=upstreams, clock=clock
+        )
         self._aliases = Aliases(settings, self._pool, stores)
+        self._names = Names(routing, upstreams, self._aliases, answer_timeout_s=settings.answer_timeout_s)
+        self._targets = Targets(
+            settings,
+            self._pool,
+            metrics,
+            clock=clock,
+            rng=rng or random.Random(),  # noqa: S311  # spreads load, keeps no secret
+            active=lambda: len(self._active),
+            spawn=self._spawn,
+        )
         self._active: set[Generation] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -81,6 +102,7 @@ class ModelManager:
     async def start(self) -> None:
         """Reads the aliases and, with ``preload``, starts to load ``default`` in the background. A failed load is not fatal."""
         await self._aliases.load()
+        self._names.check()
         self._ticker = asyncio.create_task(self._tick_forever(), name="models ticker")
         if self._settings.preload:
             self._load_default()
@@ -97,20 +119,28 @@ class ModelManager:
         """
         called_at, created_at = self._clock(), datetime.now(UTC)
         try:
-            alias, deployment, ticket = await self._reserve(request, principal)
+            self._check_running()
+            tries = self._tries(request, principal, called_at)
+            await self._reserve(tries)
+            return await self._generation(request, principal, tries, called_at, created_at)
         except AprendizError as error:
             self._metrics.rejected.labels(error.slug).inc()
             raise
-        try:
-            self._metrics.queue_seconds.labels(deployment.label).observe(ticket.waited_s)
-            fitted = await fit(request, deployment.loaded, self._settings)
-            self._check_running()
-            return self._generation(fitted, principal, alias, deployment, ticket, called_at, created_at)
-        except BaseException as error:
-            deployment.scheduler.release(ticket)
-            if isinstance(error, AprendizError):
-                self._metrics.rejected.labels(error.slug).inc()
-            raise
+
+    async def embed(self, request: EmbeddingRequest, principal: Principal) -> tuple[Embeddings, str]:
+        """The vectors, and the name of the model that made them. Raises as `generate`, and InvalidRequest where the model makes
+        none."""
+        async with self._borrow(request.model, principal) as deployment:
+            return await deployment.loaded.embed(request), deployment.name
+
+    async def count_tokens(self, request: GenerationRequest, principal: Principal) -> int:
+        """Prompt tokens of ``request`` as the first target that its name stands for counts them. Raises as `generate`."""
+        async with self._borrow(request.model, principal) as deployment:
+            return await deployment.loaded.count_tokens(as_asked(request, deployment.loaded, self._settings))
+
+    def names(self) -> list[ModelName]:
+        """Every name that callers may ask for; what upstreams expose by pattern is not listed."""
+        return self._names.all()
 
     async def answer(self, request: GenerationRequest, principal: Principal) -> Completed:
         """A whole answer: the same generator, folded. Raises as `generate` and `Generation.events`."""
@@ -189,41 +219,54 @@ class ModelManager:
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=_END_S)
 
-    async def _reserve(self, request: GenerationRequest, principal: Principal) -> tuple[str | None, Deployment, Ticket]:
-        self._check_running()
-        # From here to the place in the queue there is no suspension: a switch either sees this request on the old engine, and
-        # lets it finish there, or the request sees the new one.
-        alias, spec = self._aliases.resolve(request.model)
+    @asynccontextmanager
+    async def _borrow(self, model: str | None, principal: Principal) -> AsyncIterator[Deployment]:
+        """A slot at the first target of ``model``, and at no other: vectors and tokens of two models do not mix."""
         try:
-            deployment = self._pool.get(spec)
-            return alias, deployment, await deployment.scheduler.acquire(principal.user_id)
-        except (ModelLoadFailed, UnknownModel) as error:
-            # The caller's request is fine and its model is known: what cannot be loaded is the operator's, for now.
-            raise EngineUnavailable(
-                f"The model cannot be loaded now. {error.detail}", retry_after=error.retry_after or _LOAD_RETRY_S
-            ) from error
+            self._check_running()
+            spec = self._names.plan(model).candidates[0].spec
+            async with self._targets.borrow(spec, principal.user_id) as deployment:
+                yield deployment
+        except AprendizError as error:
+            self._metrics.rejected.labels(error.slug).inc()
+            raise
 
-    def _generation(
-        self,
-        request: GenerationRequest,
-        principal: Principal,
-        alias: str | None,
-        deployment: Deployment,
-        ticket: Ticket,
-        called_at: float,
-        created_at: datetime,
+    def _tries(self, request: GenerationRequest, principal: Principal, called_at: float) -> Tries:
+        return Tries(
+            self._names.plan(request.model),
+            request,
+            principal.user_id,
+            self._targets,
+            called_at=called_at,
+            timeout_s=self._settings.answer_timeout_s,
+        )
+
+    async def _reserve(self, tries: Tries) -> None:
+        """The first slot, within the deadline of a route."""
+        if tries.plan.deadline_s is None:
+            await tries.reserve()
+            return
+        try:
+            async with asyncio.timeout(max(tries.left_s(), 0.0)):
+                await tries.reserve()
+        except TimeoutError:
+            detail = f"No slot became free within {tries.limit_s:g} seconds. Try again later."
+            raise Overloaded(detail, retry_after=1) from None
+
+    async def _generation(
+        self, request: GenerationRequest, principal: Principal, tries: Tries, called_at: float, created_at: datetime
     ) -> Generation:
+        if self._stopping:
+            await tries.aclose()
+            raise _shutting_down()
         generation = Generation(
             Work(
                 id=request.prediction_id or uuid7(),
                 request=request,
                 principal=principal,
-                alias=alias,
-                deployment=deployment,
-                ticket=ticket,
+                tries=tries,
                 called_at=called_at,
                 created_at=created_at,
-                answer_timeout_s=self._settings.answer_timeout_s,
                 store=self._stores.predictions,
                 metrics=self._metrics,
                 clock=self._clock,
@@ -307,6 +350,8 @@ class ModelManager:
         if self._stopping:
             return
         self._pool.sweep()
+        for deployment in self._pool.all():
+            self._targets.show_breaker(deployment)
         failure = self._pool.failure(self._aliases.targets[DEFAULT].spec)
         if self._settings.preload and failure is not None and failure.until <= self._clock():
             self._load_default()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
 
 from app.core.errors import AprendizError, Overloaded, ShuttingDown
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_COOL_DOWN_S = 2.0
 _LONGEST_COOL_DOWN_S = 300.0
+_MOST_REMOTE = 256
+"""Clients of other people's models at once. Each costs little; but where an upstream exposes any name, callers choose them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Pool:
         metrics: passed on.
         register: makes a version known before it answers anything.
         on_ready: hears of each deployment that has loaded.
+        remote: providers that are other people's machines; their models do not count against ``max_loaded``.
         clock: seconds, monotonic.
     """
 
@@ -54,9 +57,11 @@ class Pool:
         *,
         register: Callable[[ModelSpec, VersionInfo], Awaitable[None]],
         on_ready: Callable[[Deployment], None],
+        remote: Container[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._remote = remote
         self._providers = providers
         self._metrics = metrics
         self._register = register
@@ -100,7 +105,7 @@ class Pool:
         """As `get`, but tries at once after a failure: for an admin's order. ``replaces``: a spec that will go in exchange."""
         found = self.find(spec) or self._take_back(spec)
         if found is None:
-            self._make_room(replaces)
+            self._make_room(spec, replaces)
             found = self._build(spec)
             self._current[spec] = found
         found.start()
@@ -171,16 +176,27 @@ class Pool:
             clock=self._clock,
         )
 
-    def _make_room(self, replaces: ModelSpec | None) -> None:
-        """Evicts the longest unused idle engine while ``max_loaded`` are there; one that is about to be replaced does not
-        count."""
-        while sum(spec != replaces for spec in self._current) >= self._settings.max_loaded:
-            idle = [each for each in self._current.values() if each.spec != replaces and self._evictable(each)]
+    def _make_room(self, wanted: ModelSpec, replaces: ModelSpec | None) -> None:
+        """Evicts the longest unused idle one of the kind of ``wanted`` while as many are there as may be; one that is about to
+        be replaced does not count."""
+        remote = self._is_remote(wanted)
+        most = _MOST_REMOTE if remote else self._settings.max_loaded
+        while True:
+            kind = [each for spec, each in self._current.items() if spec != replaces and self._is_remote(spec) is remote]
+            if len(kind) < most:
+                return
+            idle = [each for each in kind if self._evictable(each)]
             if not idle:
-                raise Overloaded(f"All {self._settings.max_loaded} engines are busy (model.max_loaded).", retry_after=5)
+                what = "clients of providers are busy" if remote else "engines are busy (model.max_loaded)"
+                raise Overloaded(f"All {most} {what}.", retry_after=5)
             oldest = min(idle, key=lambda each: each.last_used)
             logger.info("model unloaded to make room", extra={"data": {"model": oldest.name}})
             self.discard(oldest)
+
+    def _is_remote(self, spec: ModelSpec) -> bool:
+        """By its provider's name; what a package brings is known only once it has loaded."""
+        deployment = self._current.get(spec)
+        return spec.provider in self._remote or (deployment is not None and deployment.remote)
 
     @staticmethod
     def _evictable(deployment: Deployment) -> bool:
