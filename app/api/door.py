@@ -192,15 +192,15 @@ class _Stream:
         shape, begun = self._shape, False
         answers: list[Completed | None] = [None] * len(self._order.requests)
         async for choice, generation, item in items:
-            if isinstance(item, Completed):
-                answers[choice] = item
-                data = b""
-            else:
-                data = shape.piece(choice, item)
+            data = b""
             if not begun:
                 begun = True
                 await self._open(generation)
-                data = shape.first(generation) + data
+                data = shape.first(generation)
+            if isinstance(item, Completed):
+                answers[choice] = item
+            else:
+                data += shape.piece(choice, item)
             whole = [answer for answer in answers if answer is not None]
             if len(whole) == len(answers):
                 return data + shape.last(whole)
