@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.providers.echo_json import smallest_json
-from tests.vendors.openai_refusals import HEADERS, Failure, error_body, refusal
+from tests.vendors.openai_refusals import HEADERS, Failure, error_body, failure, refusal
 from tests.vendors.replay import Received, ReplayServer, Reply, Scripted, as_events, as_json
+
+__all__ = ["Completion", "Failure", "OpenAIServer", "ToolCall", "error_body", "failure", "logprob"]
 
 CREATED = 1_770_000_000
 _WORD = re.compile(r"\s*\S+")
@@ -164,7 +166,7 @@ def _rendered(said: Completion, body: Mapping[str, Any]) -> Reply:
     legacy = "prompt" in body
     if not body.get("stream"):
         whole = _whole_text(said, body) if legacy else _whole_chat(said, body)
-        return as_json(whole, headers={**HEADERS, **said.headers})
+        return as_json(whole, 200, {**HEADERS, **said.headers})
     usage = bool((body.get("stream_options") or {}).get("include_usage"))
     events: list[Any] = list(_chunks(said, body, legacy=legacy, usage=usage))
     cut = said.cut_after is not None

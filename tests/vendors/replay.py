@@ -61,9 +61,10 @@ _REASONS = {200: "OK", 301: "Moved Permanently", 302: "Found", 307: "Temporary R
 _MAX_BODY = 64 << 20
 
 
-def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
-    """A JSON answer."""
-    return Reply(status, (json.dumps(value).encode(),), {"Content-Type": "application/json", **(headers or {})})
+def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None, /, **named: str) -> Reply:
+    """A JSON answer. Headers also by name, with underscores for dashes."""
+    more = {name.replace("_", "-"): text for name, text in named.items()}
+    return Reply(status, (json.dumps(value).encode(),), {"Content-Type": "application/json", **(headers or {}), **more})
 
 
 def as_events(payloads: Sequence[Any], **options: Any) -> Reply:
@@ -86,6 +87,8 @@ class ReplayServer:
         """Connections accepted so far."""
         self.open = 0
         """Connections open now."""
+        self.answering = 0
+        """Requests being answered now."""
         self._script: deque[Any] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -127,8 +130,12 @@ class ReplayServer:
             while (request := await _read(reader)) is not None:
                 self.received.append(request)
                 scripted = self.render(self._script.popleft(), request) if self._script else await self.answer(request)
-                if not await self._send(scripted, reader, writer):
-                    break
+                self.answering += 1
+                try:
+                    if not await self._send(scripted, reader, writer):
+                        break
+                finally:
+                    self.answering -= 1
         except (ConnectionError, asyncio.IncompleteReadError):
             self.left += 1
         except asyncio.CancelledError:
