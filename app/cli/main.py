@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from app.cli import chat, config, db, doctor, feedback, keys, models, serve, users
+from app.cli import bench, chat, config, db, doctor, feedback, keys, models, serve, users
 from app.cli.output import EXIT_FAILURE, data, say
 
 INTERRUPTED = 130
@@ -43,6 +43,9 @@ def _root(
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
+app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
+    bench.bench
+)
 app.add_typer(config.app, name="config")
 app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")

@@ -1,0 +1,36 @@
+"""``aprendiz bench``: runs the benchmarks of a checkout. What they measure and how stands in their own files under ``bench/``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+
+import typer
+
+from app.core.errors import ConfigurationError
+
+_ROOT = Path(__file__).parents[2]
+
+
+class Benchmark(StrEnum):
+    """What there is to measure."""
+
+    gateway = "gateway"
+    serving = "serving"
+    startup = "startup"
+    commits = "commits"
+
+
+def bench(
+    context: typer.Context,
+    name: Benchmark = typer.Argument(
+        help="gateway: beside LiteLLM and Portkey; serving: against the bare engine; startup; commits."
+    ),
+) -> None:
+    """Measure this machine; further arguments go to the benchmark (`aprendiz bench gateway --help`). Needs a checkout."""
+    if not (_ROOT / "bench" / "__init__.py").is_file():
+        raise ConfigurationError("The benchmarks are part of the repository: run this in a checkout.")
+    done = subprocess.run([sys.executable, "-m", f"bench.{name.value}", *context.args], cwd=_ROOT, check=False)
+    raise typer.Exit(done.returncode)
