@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from app.core.config import env_name, load, setting_fields, with_secret_key
 from app.core.errors import ConfigurationError
-from app.core.settings import Settings
+from app.core.settings import Settings, Upstream
 
 
 def test_later_sources_win_and_the_origin_is_known(tmp_path: Path) -> None:
@@ -96,3 +97,107 @@ def test_every_setting_is_described_and_they_are_few() -> None:
     assert len(fields) < 60
     assert all(field.description for field in fields.values())
     assert len({env_name(key) for key in fields}) == len(fields)
+
+
+KEY = "sk-canary-1618033988"
+VENDOR = "https://api.openai.com"
+
+
+def upstreams(tmp_path: Path, text: str = "", **environ: str) -> dict[str, Upstream]:
+    if text:
+        (tmp_path / "config.yaml").write_text(f"providers: {{upstreams: {{{text}}}}}")
+    return load(folder=tmp_path, environ=environ).settings.providers.upstreams
+
+
+def key_of(upstream: Upstream) -> str | None:
+    return None if upstream.api_key is None else upstream.api_key.get_secret_value()
+
+
+def test_both_vendors_are_there_with_their_keys(tmp_path: Path) -> None:
+    there = upstreams(tmp_path, OPENAI_API_KEY=KEY, ANTHROPIC_API_KEY=f" {KEY}-2\n")
+    assert {name: (one.kind, one.url, key_of(one)) for name, one in there.items()} == {
+        "openai": ("openai", VENDOR, KEY),
+        "claude": ("claude", "https://api.anthropic.com", f"{KEY}-2"),
+    }
+    assert [key_of(one) for one in upstreams(tmp_path, OPENAI_API_KEY="").values()] == [None, None]
+
+
+def test_a_key_may_stand_in_the_env_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"OPENAI_API_KEY={KEY}\nVLLM_KEY={KEY}-v\n")
+    there = upstreams(tmp_path, "vllm: {base_url: 'http://127.0.0.1:1', api_key_env: VLLM_KEY}")
+    assert (key_of(there["openai"]), key_of(there["vllm"])) == (KEY, f"{KEY}-v")
+    there = upstreams(tmp_path, OPENAI_API_KEY="sk-from-the-environment")
+    assert key_of(there["openai"]) == "sk-from-the-environment"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.openai.com.evil.example",
+        "https://evil.example",
+        "https://api.openai.com/proxy",
+        "https://api.openai.com:444",
+        "https://openai.com",
+        "http://127.0.0.1:1",
+        "https://api.anthropic.com",
+    ],
+)
+def test_another_address_does_not_get_the_vendors_key(tmp_path: Path, url: str) -> None:
+    for name in ("openai", "other"):
+        there = upstreams(tmp_path, f"{name}: {{base_url: '{url}'}}", OPENAI_API_KEY=KEY, ANTHROPIC_API_KEY=KEY)
+        assert key_of(there[name]) is None
+    there = upstreams(tmp_path, f"openai: {{base_url: '{url}', api_key_env: OTHER}}", OPENAI_API_KEY=KEY, OTHER="sk-other")
+    assert key_of(there["openai"]) == "sk-other"
+
+
+def test_the_vendors_address_in_other_words_is_the_vendors(tmp_path: Path) -> None:
+    there = upstreams(tmp_path, f"a: {{base_url: '{VENDOR}/v1/'}}, b: {{base_url: '{VENDOR}/'}}, c: {{}}", OPENAI_API_KEY=KEY)
+    assert [key_of(there[name]) for name in "abc"] == [KEY, KEY, KEY]
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "words"),
+    [
+        (f"a: {{api_key: {KEY}}}", {}, "a key has no place here"),
+        (f"a: {{api_key: [{KEY}]}}", {}, "providers.upstreams.a.api_key"),
+        (f"a: {{key: {KEY}}}", {}, "providers.upstreams.a.key"),
+        ("a: {api_key_env: NOT_THERE}", {}, "the environment has no NOT_THERE"),
+        ("a: {api_key_env: EMPTY}", {"EMPTY": "  "}, "the environment has no EMPTY"),
+        (f"a: {{api_key_env: {KEY}}}", {}, "api_key_env"),
+        ("a: {api_key_env: SECRET_KEY}", {"SECRET_KEY": KEY * 3}, "a setting of this service"),
+        ("a: {api_key_env: APRENDIZ_X}", {}, "a setting of this service"),
+        ("a: {api_key_env: K}", {"K": f"{KEY}\r\nX-Evil: 1"}, "K is no key"),
+        ("a: {api_key_env: K}", {"K": f"{KEY} two"}, "K is no key"),
+        ("a: {api_key_env: K}", {"K": f"{KEY}ñ"}, "K is no key"),
+        ("a: {api_key_env: K}", {"K": KEY * 500}, "K is no key"),
+        ("", {"OPENAI_API_KEY": f"{KEY}\x7f"}, "OPENAI_API_KEY is no key"),
+        ("openai: {kind: claude}", {}, "is of the kind openai"),
+        ("claude: {}", {}, "is of the kind claude"),
+        ("a: {kind: gemini}", {}, "providers.upstreams.a.kind"),
+        ("A B: {}", {}, "providers.upstreams.A B"),
+        (f"a: {{base_url: 'https://me:{KEY}@host'}}", {}, "providers.upstreams.a.base_url"),
+        ("a: {base_url: 'http://169.254.169.254'}", {}, "link-local"),
+        ("a: {base_url: 'http://host.example', api_key_env: K}", {"K": KEY}, "clear text"),
+        ("a: {max_concurrency: 0}", {}, "providers.upstreams.a.max_concurrency"),
+    ],
+)
+def test_an_upstream_that_is_wrong(tmp_path: Path, text: str, environ: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        upstreams(tmp_path, text, **environ)
+    assert words in caught.value.detail
+    assert "canary" not in f"{caught.value!r}{caught.value.__cause__!r}"
+
+
+def test_a_key_in_the_environments_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no place here"):
+        upstreams(tmp_path, APRENDIZ_PROVIDERS__UPSTREAMS=f'{{"a": {{"api_key": "{KEY}"}}}}')
+
+
+def test_no_key_is_shown(tmp_path: Path) -> None:
+    config = load(folder=tmp_path, environ={"OPENAI_API_KEY": KEY})
+    shown = [repr(config), repr(config.entries()), config.settings.model_dump_json(), str(config.settings)]
+    entry = config.explain("providers.upstreams")
+    shown += [repr(entry), json.dumps(entry.shown), str(entry.value)]
+    assert not [text for text in shown if "canary" in text]
+    assert entry.shown["openai"] == {"api_key": "********"}
+    assert "api_key" not in entry.shown["claude"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import subprocess
@@ -13,10 +14,13 @@ from typing import Any
 import pytest
 
 from app.core.errors import ConfigurationError, UnknownModel
+from app.core.settings import Upstream
 from app.core.types import ModelSpec
 from app.providers.base import BaseLLMProvider, LoadedModel, ProviderContext
+from app.providers.claude import ClaudeProvider
 from app.providers.echo import EchoProvider
 from app.providers.llamacpp import LlamaCppProvider
+from app.providers.openai import OpenAIProvider
 from app.providers.registry import ProviderRegistry, check_provider
 
 MakeContext = Callable[..., ProviderContext]
@@ -117,3 +121,51 @@ async def test_what_is_not_there_is_named_without_its_path(make_context: MakeCon
         await LlamaCppProvider(make_context()).open(spec, on_state=lambda state: None)
     assert "llamacpp/model.gguf" in caught.value.detail
     assert "ana" not in caught.value.detail
+
+
+def with_upstreams(context: ProviderContext, **upstreams: Upstream) -> ProviderContext:
+    providers = context.providers.model_copy(update={"upstreams": upstreams})
+    return dataclasses.replace(context, providers=providers)
+
+
+def test_an_upstream_is_a_provider_under_its_own_name(make_context: MakeContext) -> None:
+    near = Upstream(base_url="http://127.0.0.1:1")
+    registry = ProviderRegistry(with_upstreams(make_context(), near=near, far=near, openai=Upstream()), ["echo", "openai"])
+    assert isinstance(registry.get("near"), OpenAIProvider)
+    assert registry.get("near") is registry.get("near")
+    assert registry.get("near") is not registry.get("far")
+    assert registry.names() == ["echo", "far", "near"]  # openai has no key
+    assert isinstance(registry.get("openai"), OpenAIProvider)
+
+
+def test_each_kind_has_its_class(make_context: MakeContext) -> None:
+    far = Upstream(kind="claude", base_url="http://127.0.0.1:1")
+    assert isinstance(ProviderRegistry(with_upstreams(make_context(), far=far), ["claude"]).get("far"), ClaudeProvider)
+
+
+def test_an_upstream_needs_its_kind_to_be_allowed(make_context: MakeContext) -> None:
+    context = with_upstreams(make_context(), near=Upstream(base_url="http://127.0.0.1:1"))
+    registry = ProviderRegistry(context, ["echo", "claude", "near"])
+    assert registry.names() == ["echo"]
+    with pytest.raises(UnknownModel, match="not allowed"):
+        registry.get("near")
+
+
+@pytest.mark.parametrize("name", ["echo", "hf", "llamacpp", "other"])
+def test_an_upstream_takes_no_other_providers_name(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    install(monkeypatch, ("other", f"{__name__}:Other"))
+    with pytest.raises(ConfigurationError, match="take another name"):
+        ProviderRegistry(with_upstreams(make_context(), **{name: Upstream()}), ["openai"])
+
+
+def test_a_stranger_takes_no_vendors_name(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ("openai", f"{__name__}:Other"))
+    registry = ProviderRegistry(with_upstreams(make_context(), openai=Upstream()), ["openai"])
+    assert isinstance(registry.get("openai"), OpenAIProvider)
+
+
+def test_a_bad_address_stops_the_start(make_context: MakeContext) -> None:
+    with pytest.raises(ConfigurationError, match=r"providers\.upstreams\.far\.base_url"):
+        ProviderRegistry(with_upstreams(make_context(), far=Upstream(base_url="http://169.254.169.254")), [])
