@@ -80,8 +80,6 @@ class Metrics:
         )
         self.cache = Counter("aprendiz_cache", "Calls by what the response cache had for them.", ("result",), registry=r)
         self.cache_bytes = Gauge("aprendiz_cache_bytes", "Memory of kept answers.", registry=r)
-        self.cache = Counter("aprendiz_cache", "Calls by what the response cache had for them.", ("result",), registry=r)
-        self.cache_bytes = Gauge("aprendiz_cache_bytes", "Memory of kept answers.", registry=r)
         self.feedback = Counter("aprendiz_feedback", "Feedback stored.", ("kind",), registry=r)
         self.logins = Counter("aprendiz_logins", "Login attempts.", ("result",), registry=r)
         self.db_commit_seconds = Histogram(
