@@ -1,14 +1,17 @@
-"""The bodies of the OpenAI chat format: what our request says, what its stream's chunks mean. No I/O."""
+"""The bodies of the OpenAI format: what our request says, what the chunks of a stream or a whole answer mean. No I/O.
+
+Reading runs for every token of every answer: one pass over a chunk, by a typed decoder.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable
 from typing import Any, cast
 
 import msgspec
 
-from app.core.errors import AprendizError, EngineUnavailable, InvalidRequest, Overloaded, UpstreamError
+from app.core.errors import AprendizError, UpstreamError
 from app.core.types import (
     Event,
     Finished,
@@ -20,9 +23,12 @@ from app.core.types import (
     ToolCallDelta,
     Usage,
 )
+from app.providers.wire_errors import body_error
 
+_DONE = b"[DONE]"
 _MAX_TOOL_CALLS = 128
-_LOGGED_CHARACTERS = 500
+_MAX_TOKENS = 2**31 - 1
+_LOGGED_CHARACTERS = 50
 _REASONS = {
     "stop": "stop",
     "length": "length",
@@ -30,159 +36,226 @@ _REASONS = {
     "function_call": "tool_calls",
     "content_filter": "content_filter",
 }
+_NOTHING = msgspec.Raw(b"null")  # msgspec knows no `Raw | None`
 
 logger = logging.getLogger(__name__)
 
 
-_NOTHING = msgspec.Raw(b"null")  # msgspec knows no `Raw | None`
-
-
-class _Function(msgspec.Struct):
+class _Function(msgspec.Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
 
 
-class _ToolCall(msgspec.Struct):
-    index: int = 0
+class _ToolCall(msgspec.Struct, gc=False):
+    index: int | None = None
     id: str | None = None
     function: _Function | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
+    """Also the message of a whole answer. Thinking is ``reasoning_content`` to most servers and ``reasoning`` to vLLM."""
+
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
 
 
-class _Logprobs(msgspec.Struct):
+class _Logprobs(msgspec.Struct, gc=False):
+    """``content`` in chats; the three lists in ``/v1/completions``."""
+
     content: list[dict[str, Any]] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     index: int = 0
     delta: _Delta | None = None
+    message: _Delta | None = None
+    text: str | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
+    stop_reason: Any = None
+    matched_stop: Any = None
 
 
-class _PromptDetails(msgspec.Struct):
+class _PromptDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
 
 
-class WireError(msgspec.Struct):
-    """The ``error`` object of the format, as far as we read it."""
-
-    type: str | None = None
-    code: str | int | None = None
-    message: str | None = None
-    n_prompt_tokens: int | None = None
-    n_ctx: int | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
+class _Chunk(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: msgspec.Raw = _NOTHING
 
 
-class _ErrorBody(msgspec.Struct):
-    error: msgspec.Raw = _NOTHING
-
-
-_chunk_decoder = msgspec.json.Decoder(_Chunk)
+_decode = msgspec.json.Decoder(_Chunk).decode
 
 
 class ChunkReader:
-    """Reads the chunks of one stream; remembers what the closing event needs."""
+    """Reads one answer; remembers what its closing event needs.
 
-    def __init__(self) -> None:
+    Args:
+        stops: the request's stop words: the closing event names the one that the server says ended the answer.
+    """
+
+    def __init__(self, stops: Collection[str] = ()) -> None:
+        self._stops = stops
         self._reason: str | None = None
         self._usage: _Usage | None = None
+        self._stop_word: str | None = None
+        self._refused = False
+        self._calls = 0
+        self.done = False
+        """The answer is whole: its closing event was among those that `read` gave last."""
+        self.error: AprendizError | None = None
+        """Why nothing after the events that `read` gave last can be read."""
 
-    def read(self, payload: bytes) -> Iterator[Event]:
-        """The events in one chunk. Raises UpstreamError for nonsense and for an error inside the stream."""
+    def read(self, payloads: Iterable[bytes]) -> list[Event]:
+        """The events in chunks that came together. Never raises: see `error` and `done`."""
+        events: list[Event] = []
         try:
-            chunk = _chunk_decoder.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise UpstreamError("The model provider sent a piece of an answer that cannot be read.") from error
-        if chunk.error != _NOTHING:
-            raise stream_error(bytes(chunk.error))
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-        for choice in chunk.choices:
-            if choice.index == 0:
-                yield from self._choice(choice)
+            for payload in payloads:
+                if payload == _DONE:
+                    events.append(self.finish())
+                    self.done = True
+                    break
+                self._chunk(payload, events)
+        except AprendizError as error:
+            self.error = error
+        return events
 
-    def _choice(self, choice: _Choice) -> Iterator[Event]:
-        if choice.finish_reason:
-            self._reason = choice.finish_reason
-        delta = choice.delta
-        if delta is not None:
-            if delta.reasoning_content:
-                yield ReasoningDelta(delta.reasoning_content)
-            if delta.content:
-                yield TextDelta(delta.content)
-            for call in delta.tool_calls or ():
-                yield _tool_call(call)
-        if choice.logprobs is not None and choice.logprobs.content:
-            yield TokenLogprobs(tuple(choice.logprobs.content))
+    def whole(self, raw: bytes) -> list[Event]:
+        """The events of an answer that came in one piece. Raises UpstreamError for nonsense, or as `wire_errors.body_error`."""
+        events: list[Event] = []
+        self._chunk(raw, events)
+        events.append(self.finish())
+        return events
 
     def finish(self) -> Finished:
-        """The closing event. Raises UpstreamError where no chunk said why the answer ended: it was cut."""
+        """The closing event. Raises UpstreamError where nothing said why the answer ended: it was cut."""
         if self._reason is None:
             raise UpstreamError("The answer was cut off before its end. Try again.")
         reason = _REASONS.get(self._reason)
         if reason is None:
-            logger.warning("an unknown finish reason counts as stop", extra={"data": {"reason": self._reason[:50]}})
+            logger.warning(
+                "an unknown finish reason counts as stop", extra={"data": {"reason": self._reason[:_LOGGED_CHARACTERS]}}
+            )
             reason = "stop"
-        usage = self._usage or _Usage()
-        details = usage.prompt_tokens_details
-        cached = (details.cached_tokens or 0) if details is not None else 0
-        return Finished(
-            cast(FinishReason, reason),
-            Usage(
-                prompt_tokens=max(usage.prompt_tokens, 0),
-                completion_tokens=max(usage.completion_tokens, 0),
-                cached_tokens=max(cached, 0),
-            ),
-        )
+        if self._refused and reason == "stop":
+            reason = "content_filter"
+        return Finished(cast(FinishReason, reason), _usage(self._usage), self._stop_word)
+
+    def _chunk(self, payload: bytes, events: list[Event]) -> None:
+        try:
+            chunk = _decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _unreadable() from error
+        if chunk.error is not _NOTHING and chunk.error != _NOTHING:
+            raise body_error(payload)
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+        for choice in chunk.choices or ():
+            if choice.index == 0:
+                self._choice(choice, events)
+
+    def _choice(self, choice: _Choice, events: list[Event]) -> None:
+        delta = choice.delta or choice.message
+        if delta is not None:
+            if delta.content:
+                events.append(TextDelta(delta.content))
+            if delta.reasoning_content or delta.reasoning or delta.refusal or delta.tool_calls:
+                self._rare(delta, events)
+        elif choice.text:
+            events.append(TextDelta(choice.text))
+        if choice.logprobs is not None:
+            content = choice.logprobs.content or _paired(choice.logprobs)
+            if content:
+                events.append(TokenLogprobs(tuple(content)))
+        if choice.finish_reason:
+            self._reason = choice.finish_reason
+            word = choice.stop_reason if choice.stop_reason is not None else choice.matched_stop
+            if isinstance(word, str) and word in self._stops:
+                self._stop_word = word
+
+    def _rare(self, delta: _Delta, events: list[Event]) -> None:
+        """What most chunks have not. Thinking comes before the text of the same chunk."""
+        reasoning = delta.reasoning_content or delta.reasoning
+        if reasoning:
+            events.insert(len(events) - 1 if delta.content else len(events), ReasoningDelta(reasoning))
+        if delta.refusal:
+            self._refused = True
+            events.append(TextDelta(delta.refusal))
+        for call in delta.tool_calls or ():
+            events.append(self._tool_call(call))
+
+    def _tool_call(self, call: _ToolCall) -> ToolCallDelta:
+        index = call.index
+        if index is None:  # whole answers, and servers that send each call in one piece: an id begins the next call
+            index = self._calls if call.id or not self._calls else self._calls - 1
+        if not 0 <= index < _MAX_TOOL_CALLS:
+            raise _unreadable()
+        self._calls = max(self._calls, index + 1)
+        function = call.function or _Function()
+        return ToolCallDelta(index, id=call.id, name=function.name, arguments=function.arguments or "")
 
 
-def _tool_call(call: _ToolCall) -> ToolCallDelta:
-    if not 0 <= call.index < _MAX_TOOL_CALLS:
-        raise UpstreamError("The model provider sent a piece of an answer that cannot be read.")
-    function = call.function or _Function()
-    return ToolCallDelta(call.index, id=call.id, name=function.name, arguments=function.arguments or "")
+def _unreadable() -> UpstreamError:
+    return UpstreamError("The model provider sent a piece of an answer that cannot be read.")
 
 
-def error_of(raw: bytes) -> WireError:
-    """The ``error`` object in a body; an empty one where there is none."""
-    try:
-        body = msgspec.json.decode(raw, type=_ErrorBody)
-        return WireError() if body.error == _NOTHING else msgspec.json.decode(body.error, type=WireError)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return WireError()
+def _usage(usage: _Usage | None) -> Usage:
+    """Counts within bounds: a part is never more than its whole."""
+    if usage is None:
+        return Usage()
+    prompt, completion = _count(usage.prompt_tokens), _count(usage.completion_tokens)
+    read = usage.prompt_tokens_details or _PromptDetails()
+    said = usage.completion_tokens_details or _CompletionDetails()
+    cached = min(_count(read.cached_tokens), prompt)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=cached,
+        cache_write_tokens=min(_count(read.cache_write_tokens), prompt - cached),
+        reasoning_tokens=min(_count(said.reasoning_tokens), completion),
+    )
 
 
-def stream_error(raw: bytes) -> AprendizError:
-    """Our error for an ``error`` object that came inside a stream with status 200."""
-    error = error_of(b'{"error":' + raw + b"}")
-    logger.warning("a model server broke off a stream", extra={"data": {"type": error.type, "code": error.code}})
-    logger.debug("its words", extra={"data": {"error": raw[:_LOGGED_CHARACTERS].decode("utf-8", "replace")}})
-    if error.type == "exceed_context_size_error" or error.code == "context_length_exceeded":
-        limit = f" (at most {error.n_ctx} tokens)" if error.n_ctx else ""
-        return InvalidRequest(f"The prompt does not fit into the model's context{limit}. Shorten it.", field="messages")
-    if error.code in (429, 529) or error.type in ("rate_limit_error", "overloaded_error"):
-        return Overloaded("The model provider is busy. Try again later.", retry_after=5)
-    if error.code == 503:
-        return EngineUnavailable("The model engine is not ready. Try again.", retry_after=2)
-    return UpstreamError("The model provider broke off the answer with an error. Try again.")
+def _count(number: int | None) -> int:
+    return min(max(number or 0, 0), _MAX_TOKENS)
+
+
+def _paired(logprobs: _Logprobs) -> list[dict[str, Any]]:
+    """The three lists of ``/v1/completions`` in the form of the chats."""
+    tokens, scores, tops = logprobs.tokens or [], logprobs.token_logprobs or [], logprobs.top_logprobs or []
+    return [
+        {
+            "token": token,
+            "logprob": score,
+            "bytes": list(token.encode()),
+            "top_logprobs": [
+                {"token": other, "logprob": value, "bytes": list(other.encode())}
+                for other, value in ((tops[at] if at < len(tops) else None) or {}).items()
+            ],
+        }
+        for at, (token, score) in enumerate(zip(tokens, scores, strict=False))
+        if score is not None  # the first token of a prompt that was asked to be echoed
+    ]
 
 
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:
@@ -191,6 +264,7 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
         "stop": list(sampling.stop) or None,
         "seed": sampling.seed,
         "presence_penalty": sampling.presence_penalty,
@@ -200,6 +274,7 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
         "tools": [dict(tool) for tool in sampling.tools] or None,
         "tool_choice": sampling.tool_choice,
         "parallel_tool_calls": sampling.parallel_tool_calls,
+        "reasoning_effort": sampling.reasoning_effort,
     }
     fields = {name: value for name, value in plain.items() if value is not None}
     if sampling.logprobs is not None:

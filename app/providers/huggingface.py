@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,17 @@ class HuggingFaceModel(LoadedModel):
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """See `LoadedModel.stream`."""
+        async with contextlib.aclosing(self.batches(request)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
+        """See `LoadedModel.batches`. Always a stream, even where the answer is wanted whole: so leaving ends the work."""
         body = chat_body(request, max_tokens=self._max_tokens, temperature=self._temperature)
-        async with contextlib.aclosing(self._engine.client().stream_chat(body)) as events:
-            async for event in events:
-                yield event
+        async with contextlib.aclosing(self._engine.client().batches_chat(body)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def count_tokens(self, request: GenerationRequest) -> int:
         """See `LoadedModel.count_tokens`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +129,24 @@ class LlamaCppModel(LoadedModel):
             tools=tools,
             json_schema=True,
             logprobs=True,
+            top_k=True,
         )
         self._engine = engine
         self._model = context.model
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """See `LoadedModel.stream`."""
+        async with contextlib.aclosing(self.batches(request)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
+        """See `LoadedModel.batches`. Always a stream, even where the answer is wanted whole: so leaving ends the work."""
         client = self._engine.client()
-        async with contextlib.aclosing(client.stream_chat(self._body(request))) as events:
-            async for event in events:
-                yield event
+        async with contextlib.aclosing(client.batches_chat(self._body(request))) as batches:
+            async for batch in batches:
+                yield batch
 
     async def count_tokens(self, request: GenerationRequest) -> int:
         """See `LoadedModel.count_tokens`."""

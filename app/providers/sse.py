@@ -25,6 +25,17 @@ class SseParser:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of the events that ``chunk`` completes. Raises EventTooLarge."""
+        if self._partial_bytes or self._data or len(chunk) > self._max or not chunk.endswith(b"\n\n") or b"\r" in chunk:
+            return self._lines(chunk)
+        events: list[bytes] = []  # the usual case: whole events, most of them one line
+        for block in chunk.split(b"\n\n"):
+            if block.startswith(b"data: ") and b"\n" not in block:
+                events.append(block[6:])
+            elif block:
+                events += self._lines(block + b"\n\n")
+        return events
+
+    def _lines(self, chunk: bytes) -> list[bytes]:
         first, newline, rest = chunk.partition(b"\n")
         self._partial.append(first)
         self._partial_bytes += len(first)

@@ -1,43 +1,32 @@
-"""The client of the OpenAI chat format: one request in, our events out, every fault as one of our errors.
+"""The client of the OpenAI format: one request in, our events out, every fault as one of our errors.
 
-Engines speak it over a private Unix socket; remote servers speak it over TCP. It holds no policy: no retries, no queue, no
-fallback. Text that the other side wrote into an error is logged and never shown to a caller.
+Engines speak it over a private Unix socket; remote servers speak it over TCP and TLS. It holds no policy: no retries, no
+queue, no fallback. Text that the other side wrote into an error is never shown to a caller.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+import contextlib
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-import aiohttp
 import msgspec
 
-from app.core.errors import (
-    AprendizError,
-    InvalidRequest,
-    Overloaded,
-    PayloadTooLarge,
-    UnknownModel,
-    UpstreamError,
-    UpstreamTimeout,
-)
+from app.core.errors import AprendizError, InvalidRequest, UpstreamError, UpstreamUnreachable
 from app.core.types import Event, GenerationRequest
-from app.providers.chunks import ChunkReader, error_of, sampling_fields
+from app.providers.chunks import ChunkReader, sampling_fields
+from app.providers.http import HttpClient, HttpResponse
 from app.providers.sse import EventTooLarge, SseParser
+from app.providers.wire_errors import body_error, status_error
 
-_CONNECT_TIMEOUT_S = 10.0
+CHAT = "/v1/chat/completions"
 _MAX_WHOLE_BYTES = 64 << 20
 _MAX_ERROR_BYTES = 1 << 16
-_LOGGED_CHARACTERS = 500
-
-logger = logging.getLogger(__name__)
-
-
-def _unreachable() -> AprendizError:
-    return UpstreamError("The model provider cannot be reached, or cut the connection. Try again.", retry_after=5)
+_ERROR_S = 5.0
+"""Longest wait for the body of an error; its status alone says most."""
+_JSON = {"Content-Type": "application/json"}
 
 
 class WireClient:
@@ -47,9 +36,16 @@ class WireClient:
         base_url: ``http://engine`` with ``socket``, or the server's address. Paths are added to it.
         socket: path of a Unix socket, or None for TCP.
         api_key: sent as ``Authorization: Bearer``, if any.
-        read_timeout_s: longest silence between two pieces of an answer.
-        lost: makes the error for a refused or cut connection.
+        headers: go with every request.
+        connect_timeout_s: longest time to connect.
+        read_timeout_s: longest silence: until an answer begins, and between two pieces of it.
+        lost: makes the error for a refused or cut connection; else it is UpstreamUnreachable.
         keep_alive: keep connections for later requests. Off for engines: a kept connection holds one of their few HTTP threads.
+        allow_private: the host may be, or lead to, an address that is not public.
+        tls: see `HttpClient`.
+
+    Raises:
+        ConfigurationError: the address or a header cannot be.
     """
 
     def __init__(
@@ -58,166 +54,159 @@ class WireClient:
         *,
         socket: str | None = None,
         api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        connect_timeout_s: float = 5,
         read_timeout_s: float = 300,
-        lost: Callable[[], AprendizError] = _unreachable,
+        lost: Callable[[], AprendizError] | None = None,
         keep_alive: bool = True,
+        allow_private: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._base_url = base_url.rstrip("/")
         self._lost = lost
-        self._waiting: set[asyncio.Timeout] = set()
-        self._responses: set[aiohttp.ClientResponse] = set()
-        connector: aiohttp.BaseConnector
-        if socket is not None:
-            connector = aiohttp.UnixConnector(path=socket, limit=0, force_close=not keep_alive)
-        else:
-            connector = aiohttp.TCPConnector(limit=0, force_close=not keep_alive)
-        headers = {"Accept-Encoding": "identity"}
-        if api_key is not None:
-            headers["Authorization"] = f"Bearer {api_key}"
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            headers=headers,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=read_timeout_s),
+        self._http = HttpClient(
+            base_url,
+            socket=socket,
+            headers={**(headers or {}), **({} if api_key is None else {"Authorization": f"Bearer {api_key}"})},
+            connect_timeout_s=connect_timeout_s,
+            read_timeout_s=read_timeout_s,
+            keep_alive=keep_alive,
+            allow_private=allow_private,
+            tls=tls,
         )
 
     async def aclose(self) -> None:
         """Cuts every connection; what still waits or streams ends with the ``lost`` error."""
-        # aiohttp closes the transports and leaves their readers waiting for ever; so each is told.
-        now = asyncio.get_running_loop().time()
-        for scope in tuple(self._waiting):
-            scope.reschedule(now)
-        for response in tuple(self._responses):
-            response.close()
-        await self._session.close()
+        await self._http.aclose()
 
-    async def stream_chat(self, body: Mapping[str, Any], *, path: str = "/v1/chat/completions") -> AsyncGenerator[Event, None]:
-        """Posts ``body`` (see `chat_body`) and yields deltas, then exactly one Finished.
+    async def batches_chat(self, body: Mapping[str, Any], *, path: str = CHAT) -> AsyncGenerator[Sequence[Event], None]:
+        """Posts ``body`` (see `chat_body`) and yields deltas, then exactly one Finished; what one read brought in one list.
 
         Closing the generator closes the connection at once, which cancels the work at the other end.
 
         Raises:
             UpstreamError, UpstreamTimeout: nonsense, an error inside the stream, a cut or silent stream.
-            InvalidRequest: the server refuses the request (a prompt longer than its context, say).
+            UpstreamBusy, UpstreamRefused, UnknownModel: as the server's status says.
+            InvalidRequest: the server refuses the request; ContextOverflow: its prompt is too long.
             the ``lost`` error: the connection was refused or cut.
         """
-        async with self._open("POST", path, json=body) as response:
-            if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-                await self._refuse_answer(response)
-            reader, parser = ChunkReader(), SseParser()
-            async for piece in response.content.iter_any():
-                try:
-                    payloads = parser.feed(piece)
-                except EventTooLarge:
-                    raise UpstreamError("The model provider sent an answer that is too large to be one.") from None
-                for payload in payloads:
-                    if payload == b"[DONE]":
-                        yield reader.finish()
-                        return
-                    for event in reader.read(payload):
-                        yield event
-            yield reader.finish()
+        reader, parser = _reader(body), SseParser()
+        events: list[Event] = []
+        try:
+            async with self._http.request("POST", path, body=_encoded(body), headers=_JSON) as response:
+                await _must_be(response, "text/event-stream")
+                while piece := await response.piece():
+                    events = reader.read(_payloads(parser, piece))
+                    if reader.done:
+                        response.end_is_near()
+                        break
+                    if events:
+                        yield events
+                    if reader.error is not None:
+                        raise reader.error
+                else:
+                    events = [_end(reader, response)]
+        except UpstreamUnreachable as error:
+            raise self._lost_error(error) from error
+        yield events
+
+    async def stream_chat(self, body: Mapping[str, Any], *, path: str = CHAT) -> AsyncGenerator[Event, None]:
+        """`batches_chat`, flat."""
+        async with contextlib.aclosing(self.batches_chat(body, path=path)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def whole_chat(self, body: Mapping[str, Any], *, path: str = CHAT) -> Sequence[Event]:
+        """The same answer, asked for in one piece: no events to parse. Raises as `batches_chat` does.
+
+        It comes after one long silence, for which ``read_timeout_s`` must be long enough.
+        """
+        asked = {**body, "stream": False}
+        asked.pop("stream_options", None)
+        async with self._post("POST", path, asked) as response:
+            await _must_be(response, "application/json")
+            return _reader(body).whole(await response.read(limit=_MAX_WHOLE_BYTES))
 
     async def json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """One call with a JSON answer. Raises as `stream_chat` does."""
-        async with self._open(method, path, json=body) as response:
-            return await self._whole(response)
+        """One call with a JSON answer. Raises as `batches_chat` does."""
+        async with self._post(method, path, body) as response:
+            raw = await response.read(limit=_MAX_WHOLE_BYTES)
+        try:
+            return msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UpstreamError("The model provider sent an answer that is not JSON.") from error
 
     async def healthy(self, *, timeout_s: float) -> bool:
         """Whether ``GET /health`` answers 200 within ``timeout_s`` seconds. Never raises for the server's faults."""
         try:
-            async with (
-                asyncio.timeout(timeout_s),
-                self._session.get(self._base_url + "/health", allow_redirects=False) as response,
-            ):
+            async with asyncio.timeout(timeout_s), self._http.request("GET", "/health") as response:
                 return response.status == 200
-        except (aiohttp.ClientError, OSError, TimeoutError, RuntimeError):  # RuntimeError: the session is closed
+        except (UpstreamError, TimeoutError):
             return False
 
-    @asynccontextmanager
-    async def _open(self, method: str, path: str, *, json: Mapping[str, Any] | None) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A response with status 200; whatever aiohttp raises, here or while the body is read, leaves as one of our errors."""
-        if self._session.closed:
-            raise self._lost()
-        data = None if json is None else msgspec.json.encode(json)
-        headers = {} if data is None else {"Content-Type": "application/json"}
+    @contextlib.asynccontextmanager
+    async def _post(self, method: str, path: str, body: Mapping[str, Any] | None) -> AsyncIterator[HttpResponse]:
+        """A response with status 200."""
+        data = None if body is None else _encoded(body)
         try:
-            response = await self._head(method, path, data, headers)
-            self._responses.add(response)
-            try:
-                with _ended_with_connection(response):
-                    if response.status != 200:
-                        raise await self._status_error(response)
-                    yield response
-            finally:
-                self._responses.discard(response)
-                response.close()  # not release(): that would read on, and the other end would work on
-        except TimeoutError as error:
-            if self._session.closed:
-                raise self._lost() from error
-            raise UpstreamTimeout("The model provider fell silent for too long. Try again.") from error
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            logger.info("a connection to a model server was lost", extra={"data": {"error": repr(error)[:_LOGGED_CHARACTERS]}})
-            raise self._lost() from error
-        except (aiohttp.ClientError, ValueError) as error:
-            logger.warning("a model server sent bad HTTP", extra={"data": {"error": repr(error)[:_LOGGED_CHARACTERS]}})
-            raise UpstreamError("The model provider sent an answer that is not HTTP.") from error
+            async with self._http.request(method, path, body=data, headers=None if data is None else _JSON) as response:
+                if response.status != 200:
+                    raise await _refusal(response)
+                yield response
+        except UpstreamUnreachable as error:
+            raise self._lost_error(error) from error
 
-    async def _head(self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """Sends the request and waits for the head of the response; a scope that `aclose` ends."""
-        async with asyncio.timeout(None) as scope:
-            self._waiting.add(scope)
-            try:
-                return await self._session.request(
-                    method, self._base_url + path, data=data, headers=headers, allow_redirects=False
-                )
-            finally:
-                self._waiting.discard(scope)
-
-    async def _whole(self, response: aiohttp.ClientResponse, *, limit: int = _MAX_WHOLE_BYTES) -> Any:
-        raw = await _read_bounded(response, limit)
-        try:
-            return msgspec.json.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UpstreamError("The model provider sent an answer that is not JSON.") from error
-
-    async def _refuse_answer(self, response: aiohttp.ClientResponse) -> None:
-        raw = await _read_bounded(response, _MAX_ERROR_BYTES)
-        _log_refusal(200, raw)
-        raise UpstreamError("The model provider did not answer with a stream of events.")
-
-    async def _status_error(self, response: aiohttp.ClientResponse) -> AprendizError:
-        raw = await _read_bounded(response, _MAX_ERROR_BYTES)
-        _log_refusal(response.status, raw)
-        return status_error(response.status, raw, response.headers.get("Retry-After"))
+    def _lost_error(self, error: UpstreamUnreachable) -> AprendizError:
+        return error if self._lost is None else self._lost()
 
 
-def status_error(status: int, raw: bytes, retry_after: str | None) -> AprendizError:
-    """Our error for an HTTP status that is not 200. ``raw``: the body, for known fields only; its text is not passed on."""
-    if status in (400, 413, 422):
-        return _request_error(status, raw)
-    if status in (429, 503):
-        seconds = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else 5.0
-        return Overloaded("The model provider is busy. Try again later.", retry_after=min(seconds, 3600))
-    if status in (408, 504):
-        return UpstreamTimeout("The model provider did not answer in time. Try again.")
-    if status in (401, 403):
-        return UpstreamError("The model provider refused our credentials; an administrator must check them.")
-    if status == 404:
-        return UnknownModel("The model provider does not know this model.")
-    return UpstreamError(f"The model provider answered with status {status}.")
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError:
+        raise InvalidRequest("The request holds text that is not Unicode: half a surrogate pair.") from None
 
 
-def _request_error(status: int, raw: bytes) -> AprendizError:
-    error = error_of(raw)
-    if error.type == "exceed_context_size_error" or error.code == "context_length_exceeded":
-        size = f" has {error.n_prompt_tokens} tokens and" if error.n_prompt_tokens else ""
-        limit = f" (at most {error.n_ctx} tokens)" if error.n_ctx else ""
-        return InvalidRequest(f"The prompt{size} does not fit into the model's context{limit}. Shorten it.", field="messages")
-    if status == 413:
-        return PayloadTooLarge("The model provider finds the request too large.")
-    return InvalidRequest("The model cannot take this request: check messages, tools and response_format.")
+def _reader(body: Mapping[str, Any]) -> ChunkReader:
+    stop = body.get("stop") or ()
+    return ChunkReader((stop,) if isinstance(stop, str) else stop)
+
+
+def _payloads(parser: SseParser, piece: bytes) -> list[bytes]:
+    try:
+        return parser.feed(piece)
+    except EventTooLarge:
+        raise UpstreamError("The model provider sent an answer that is too large to be one.") from None
+
+
+def _end(reader: ChunkReader, response: HttpResponse) -> Event:
+    """The closing event of a stream that ended without ``[DONE]``: good only where its framing shows that nothing was cut."""
+    if not response.framed:
+        raise UpstreamError("The answer was cut off before its end. Try again.")
+    return reader.finish()
+
+
+async def _must_be(response: HttpResponse, content_type: str) -> None:
+    if response.status != 200:
+        raise await _refusal(response)
+    if not response.headers.get("content-type", "").lower().startswith(content_type):
+        raise body_error(await _beginning(response))
+
+
+async def _refusal(response: HttpResponse) -> AprendizError:
+    return status_error(response.status, await _beginning(response), response.headers)
+
+
+async def _beginning(response: HttpResponse) -> bytes:
+    """What there is of the body of an error, if it comes soon; a cut within it says nothing new."""
+    parts: list[bytes] = []
+    size = 0
+    with contextlib.suppress(UpstreamError, TimeoutError):
+        async with asyncio.timeout(_ERROR_S):
+            while size < _MAX_ERROR_BYTES and (piece := await response.piece()):
+                parts.append(piece)
+                size += len(piece)
+    return b"".join(parts)[:_MAX_ERROR_BYTES]
 
 
 def chat_body(request: GenerationRequest, *, max_tokens: int, temperature: float) -> dict[str, Any]:
@@ -236,55 +225,3 @@ def chat_body(request: GenerationRequest, *, max_tokens: int, temperature: float
     }
     body.update(sampling_fields(request.sampling))
     return body
-
-
-@contextmanager
-def _ended_with_connection(response: aiohttp.ClientResponse) -> Iterator[None]:
-    """Ends the body when its connection is gone.
-
-    aiohttp leaves the reader waiting, without even the read timeout, where broken chunking made it close the connection.
-    """
-    content = response.content
-    protocol = None if response.connection is None else response.connection.protocol
-    closed = None if protocol is None else protocol.closed
-
-    def end(future: asyncio.Future[None]) -> None:
-        _seen(future)
-        if not content.is_eof() and content.exception() is None:
-            content.set_exception(aiohttp.ClientPayloadError("the connection ended within the body"))
-
-    if closed is None:
-        yield
-        return
-    closed.add_done_callback(end)
-    try:
-        yield
-    finally:
-        closed.remove_done_callback(end)
-        closed.remove_done_callback(_seen)  # once is enough for a connection that serves many requests
-        closed.add_done_callback(_seen)
-
-
-def _seen(future: asyncio.Future[None]) -> None:
-    """Looks at the exception, so that the loop does not complain of one that nobody saw."""
-    if not future.cancelled():
-        future.exception()
-
-
-async def _read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for piece in response.content.iter_any():
-        parts.append(piece)
-        size += len(piece)
-        if size > limit:
-            raise UpstreamError("The model provider sent an answer that is too large to be one.")
-    return b"".join(parts)
-
-
-def _log_refusal(status: int, raw: bytes) -> None:
-    """The text itself only at DEBUG: servers quote prompts in it."""
-    error = error_of(raw)
-    data = {"status": status, "type": error.type, "code": error.code}
-    logger.log(logging.INFO if status < 500 else logging.WARNING, "a model server refused a request", extra={"data": data})
-    logger.debug("its words", extra={"data": {"body": raw[:_LOGGED_CHARACTERS].decode("utf-8", "replace")}})

@@ -13,12 +13,14 @@ import pytest
 
 from app.core.errors import (
     AprendizError,
+    ContextOverflow,
     EngineUnavailable,
     InvalidRequest,
-    Overloaded,
     PayloadTooLarge,
     UnknownModel,
+    UpstreamBusy,
     UpstreamError,
+    UpstreamRefused,
     UpstreamTimeout,
 )
 from app.core.types import (
@@ -170,7 +172,10 @@ async def test_tool_calls_reasoning_and_logprobs(runtime_dir: Path) -> None:
         ((b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\nContent-Length: 0\r\n\r\n",), UpstreamError),
         ((b"",), EngineUnavailable),  # closed without a word
         ((HEAD.replace(b"\r\n\r\n", b"\r\nContent-Length: 999\r\n\r\n"), chunk("a")), EngineUnavailable),  # cut
-        ((HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"), b"zz\r\n"), EngineUnavailable),
+        ((HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"), b"zz\r\n"), UpstreamError),
+        ((HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"), b"9\r\ndata:"), EngineUnavailable),
+        ((HEAD, chunk("a"), chunk(finish="stop")), UpstreamError),  # neither [DONE] nor a framed end: it may be cut
+        ((b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n", b'{"error":{"code":429}}'), UpstreamBusy),
     ],
 )
 async def test_faults_become_our_errors(runtime_dir: Path, pieces: tuple[bytes, ...], error: type[AprendizError]) -> None:
@@ -190,18 +195,33 @@ def refusal(status: int, body: bytes = b"", **headers: str) -> bytes:
     [
         (refusal(400, b'{"error":{"message":"' + SECRET.encode() + b'"}}'), InvalidRequest, "cannot take this request"),
         (refusal(400, b"not json"), InvalidRequest, "cannot take this request"),
+        (refusal(400, b'{"error":{"param":"tools[0].function.name"}}'), InvalidRequest, "refuses tools"),
+        (refusal(422, b'{"error":{"param":"/etc/secret"}}'), InvalidRequest, "cannot take this request"),
+        (
+            refusal(400, b'{"object":"error","message":"This model\'s maximum context length is 9 tokens.","code":400}'),
+            ContextOverflow,
+            "does not fit",
+        ),
         (
             refusal(400, b'{"error":{"type":"exceed_context_size_error","n_prompt_tokens":30,"n_ctx":20}}'),
-            InvalidRequest,
+            ContextOverflow,
             "30 tokens.*at most 20",
         ),
-        (refusal(400, b'{"error":{"code":"context_length_exceeded"}}'), InvalidRequest, "does not fit"),
+        (refusal(400, b'{"error":{"code":"context_length_exceeded"}}'), ContextOverflow, "does not fit"),
         (refusal(413), PayloadTooLarge, "too large"),
-        (refusal(401, SECRET.encode()), UpstreamError, "credentials"),
-        (refusal(404), UnknownModel, "does not know"),
+        (refusal(401, SECRET.encode()), UpstreamRefused, "credentials"),
+        (refusal(402), UpstreamRefused, "money"),
+        (refusal(403), UpstreamRefused, "credentials"),
+        (refusal(429, b'{"error":{"type":"insufficient_quota","code":"insufficient_quota"}}'), UpstreamRefused, "money"),
+        (refusal(404, b'{"error":{"code":"model_not_found"}}'), UnknownModel, "does not know"),
+        (refusal(404, b'{"object":"error","message":"no such model","code":404}'), UnknownModel, "does not know"),
+        (refusal(404, b'{"detail":"Not Found"}'), UpstreamError, "no such API"),
+        (refusal(302, Location="http://127.0.0.1/"), UpstreamError, "redirects"),
         (refusal(408), UpstreamTimeout, "in time"),
         (refusal(500, SECRET.encode()), UpstreamError, "500"),
-        (refusal(503), Overloaded, "busy"),
+        (refusal(503), UpstreamBusy, "busy"),
+        (refusal(529), UpstreamBusy, "busy"),
+        (refusal(504), UpstreamTimeout, "in time"),
     ],
 )
 async def test_statuses_become_our_errors(runtime_dir: Path, response: bytes, error: type[AprendizError], words: str) -> None:
@@ -215,7 +235,7 @@ async def test_statuses_become_our_errors(runtime_dir: Path, response: bytes, er
 async def test_retry_after_is_passed_on_and_bounded(runtime_dir: Path) -> None:
     for value, seconds in (("7", 7), ("99999999", 3600), ("soon", 5), ("-3", 5)):
         async with server(runtime_dir, says(refusal(429, Retry_After=value))) as client:
-            with pytest.raises(Overloaded) as caught:
+            with pytest.raises(UpstreamBusy) as caught:
                 await collect(client)
         assert caught.value.retry_after == seconds
         (runtime_dir / "s.sock").unlink(missing_ok=True)
