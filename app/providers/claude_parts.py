@@ -15,8 +15,8 @@ from app.core.errors import InvalidRequest
 Block = dict[str, Any]
 
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
-_NATIVE = ("image", "document", "search_result")
-"""Blocks in the vendor's own form, from its own API; passed on as they are."""
+_NATIVE = ("document", "search_result")
+"""Blocks in the vendor's own form, from our door for it; passed on as they are."""
 
 
 def marked(block: Block, source: Mapping[str, Any]) -> Block:
@@ -72,7 +72,7 @@ def _image(part: Mapping[str, Any], where: str) -> Block:
     url = image.get("url") if isinstance(image, Mapping) else image
     if not isinstance(url, str):
         raise _malformed(where, "image_url")
-    if url[:8].lower() == "https://":
+    if url.startswith("https://"):
         return {"type": "image", "source": {"type": "url", "url": url}}
     media_type, data = _data_url(url, where)
     if media_type not in _IMAGES:

@@ -1,4 +1,4 @@
-"""The documented form of a request to Anthropic's Messages API, as a check that is as strict as the vendor's: no extra fields."""
+"""The documented form of a request to Anthropic's Messages API, as a check as strict as the vendor's: no extra fields."""
 
 from __future__ import annotations
 
@@ -104,13 +104,21 @@ _document = _form(
 _tool_use = _form(
     {"type": _one_of("tool_use"), "id": _matches(_NAME), "name": _matches(_NAME), "input": _is(dict)}, {**_cached}
 )
-_tool_result = _form(
-    {"type": _one_of("tool_result"), "tool_use_id": _matches(_NAME)},
-    {**_cached, "content": _any_form(_is(str), _list_of(_any_form(_text, _image, _document))), "is_error": _is(bool)},
-)
 _thinking = _form({"type": _one_of("thinking"), "thinking": _is(str), "signature": _some_text})
 _redacted = _form({"type": _one_of("redacted_thinking"), "data": _some_text})
-_block = _any_form(_text, _image, _document, _tool_use, _tool_result, _thinking, _redacted)
+_search_result = _form(
+    {"type": _one_of("search_result"), "source": _some_text, "title": _some_text, "content": _list_of(_text)},
+    {**_cached, "citations": _is(dict)},
+)
+_tool_result = _form(
+    {"type": _one_of("tool_result"), "tool_use_id": _matches(_NAME)},
+    {
+        **_cached,
+        "content": _any_form(_is(str), _list_of(_any_form(_text, _image, _document, _search_result))),
+        "is_error": _is(bool),
+    },
+)
+_block = _any_form(_text, _image, _document, _search_result, _tool_use, _tool_result, _thinking, _redacted)
 _turn = _form({"role": _one_of("user", "assistant"), "content": _any_form(_some_text, _list_of(_block))})
 _tool = _form(
     {"name": _matches(_NAME), "input_schema": _is(dict)},

@@ -14,7 +14,7 @@ from typing import Any
 
 from app.providers.echo_json import smallest_json
 from tests.vendors.anthropic_form import complaint
-from tests.vendors.replay import Received, Reply, ReplayServer, Scripted, as_json
+from tests.vendors.replay import Received, ReplayServer, Reply, Scripted
 
 KEY = "sk-ant-canary-0123456789"
 MODEL = "claude-test-1"
@@ -110,17 +110,22 @@ def as_stream(pieces: Sequence[bytes], **options: Any) -> Reply:
 
 
 def failure(status: int, said: str = "Some words of the vendor's.", *, kind: str = "", code: str = "", **headers: str) -> Reply:
-    """An error in the documented form."""
+    """An error in the documented form; underscores in the names of ``headers`` stand for dashes."""
     error: dict[str, Any] = {"type": kind or _STATUS_TYPES[status], "message": said}
     if code:
         error["details"] = {"error_code": code}
     body = {"type": "error", "error": error, "request_id": "req_011CSHoEeqs5C35K2UUqR7Fy"}
-    return as_json(body, status, request_id="req_011CSHoEeqs5C35K2UUqR7Fy", **headers)
+    return _json(body, status, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def error_event(kind: str, said: str = "Some words of the vendor's.") -> dict[str, Any]:
     """An error inside a stream."""
     return {"type": "error", "error": {"details": None, "type": kind, "message": said}, "request_id": "req_011CSHoEeqs5C35K2UU"}
+
+
+def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    fixed = {"Content-Type": "application/json", "request-id": "req_011CSHoEeqs5C35K2UUqR7Fy"}
+    return Reply(status, (json.dumps(value).encode(),), {**fixed, **(headers or {})})
 
 
 class AnthropicServer(ReplayServer):
@@ -137,7 +142,7 @@ class AnthropicServer(ReplayServer):
         if isinstance(scripted, list):
             return as_stream(sse(scripted))
         if isinstance(scripted, dict):
-            return as_stream(sse(events(scripted))) if request.body.get("stream") else as_json(scripted)
+            return as_stream(sse(events(scripted))) if request.body.get("stream") else _json(scripted)
         return super().render(scripted, request)
 
     async def answer(self, request: Received) -> Scripted:
@@ -157,7 +162,7 @@ class AnthropicServer(ReplayServer):
             return failure(404, f"model: {body['model']}")
         prompt = len(_WORD.findall(" ".join(_texts(body))))
         if counting:
-            return as_json({"input_tokens": prompt})
+            return _json({"input_tokens": prompt})
         if prompt >= self._context:
             return failure(400, f"prompt is too long: {prompt} tokens > {self._context} maximum")
         return self.render(_said(body, prompt), request)
