@@ -1,49 +1,21 @@
-"""One prediction from its first slot to its stored end.
+"""What a caller holds while its answer comes, be it from a model (`app.models.live`) or from the cache (`app.models.replay`).
 
-`Generation` passes the events of whichever target answers on, and whatever happens (a whole answer, an error, a client that
-leaves, a deadline, the service going down) it does the same four things exactly once: it ends the work in the engine, frees the
-slot, stores the prediction, counts it. It decides nothing about queues, names, targets or HTTP.
+Only the contract stands here, and what both need to keep it.
 """
 
 from __future__ import annotations
 
-import asyncio
+import abc
 import contextlib
 import dataclasses
-import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-from app.core.errors import AprendizError, UpstreamError, UpstreamTimeout
-from app.core.metrics import Metrics, ModelMetrics
-from app.core.records import PredictionRecord, PredictionStatus
-from app.core.text import storable
-from app.core.types import (
-    Answer,
-    Event,
-    FinishReason,
-    Folder,
-    GenerationRequest,
-    Principal,
-    ReasoningDelta,
-    Sampling,
-    TextDelta,
-    ToolCallDelta,
-    Usage,
-)
-from app.models.stores import PredictionStore
-from app.models.targets import Attempt
-from app.models.tries import Tries
-
-logger = logging.getLogger(__name__)
-
-_COUNT_S = 2.0
-_PIECES = frozenset((TextDelta, ReasoningDelta, ToolCallDelta))
-_ERROR_WAITS_S = 0.8
-"""An error is told after so long even if a slow disk or engine still holds its end up: deadlines are kept."""
+from app.core.errors import AprendizError, UpstreamError
+from app.core.records import PredictionRecord
+from app.core.types import Answer, Event, GenerationRequest, Sampling
 
 
 @dataclass(frozen=True)
@@ -54,84 +26,50 @@ class Completed:
     answer: Answer
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What the manager has reserved for one generation. Times on ``clock``; ``spawn`` runs what must outlive its caller."""
+class Generation(abc.ABC):
+    """An answer on its way to its caller. Use as ``async with generation:`` around `batches` or `events`.
 
-    id: str
-    request: GenerationRequest
-    principal: Principal
-    tries: Tries
-    called_at: float
-    created_at: datetime
-    store: PredictionStore
-    metrics: Metrics
-    clock: Callable[[], float]
-    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-    on_end: Callable[[Generation], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """How it ended: what the record says."""
-
-    status: PredictionStatus
-    reason: FinishReason
-    usage: Usage
-    error: AprendizError | None = None
-    answer: Answer | None = None
-
-
-class Generation:
-    """Reserved and ready; holds a slot until it ends. Use as ``async with generation:`` around `batches` or `events`.
-
-    One consumer, once. Never entered, it ends by itself at its deadline. Until the first events another target may take over:
-    only from then on are ``model``, ``version`` and ``fallback`` final.
+    One consumer, once.
     """
 
-    cached = False
+    id: str
+    conversation_id: str | None
+    cached: bool
     """Whether the answer was given before."""
 
-    def __init__(self, work: Work) -> None:
-        self.id = work.id
-        self.conversation_id = work.request.conversation_id
-        self._work = work
-        self._tries = work.tries
-        self._folder = Folder()
-        self._pieces = 0
-        self._begun = False
-        self._first_token_ms: float | None = None
-        self._reader: asyncio.Task[Any] | None = None
-        self._interruption: AprendizError | None = None
-        self._settling: asyncio.Task[None] | None = None
-        self._record: PredictionRecord | None = None
-        self._storage_error: AprendizError | None = None
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(work.tries.left_s(), 0.0), self._deadline_passed)
-
     @property
+    @abc.abstractmethod
     def model(self) -> str:
         """The model that answers, as ``provider/name``."""
-        return self._attempt.deployment.name
 
     @property
+    @abc.abstractmethod
     def version(self) -> str:
         """The id of its version."""
-        return self._attempt.deployment.loaded.version.id
 
     @property
+    @abc.abstractmethod
     def fallback(self) -> str | None:
         """Slug of the error for which the first target does not answer, or None."""
-        return self._tries.fallback
 
     async def __aenter__(self) -> Self:
         return self
 
+    @abc.abstractmethod
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._settling is None or not self._settling.done():
-            await self._settle(_End("cancelled", "cancelled", Usage()))
+    ) -> None: ...
+
+    @abc.abstractmethod
+    def batches(self) -> AsyncGenerator[Sequence[Event] | Completed, None]:
+        """The events as they come together, then exactly one `Completed`, after the prediction is stored.
+
+        Raises:
+            UpstreamTimeout: not finished by the deadline.
+            ShuttingDown: the service ended first.
+            StorageUnavailable, StorageFull: answered, and not stored: there is no such prediction.
+            AprendizError: the provider's; of the last target, where several were asked.
+        """
 
     async def events(self) -> AsyncGenerator[Event | Completed, None]:
         """`batches`, event by event. Raises as it does."""
@@ -143,38 +81,6 @@ class Generation:
                 for event in batch:
                     yield event
 
-    async def batches(self) -> AsyncGenerator[Sequence[Event] | Completed, None]:
-        """The provider's events as they come together, then exactly one `Completed`, after the prediction is stored.
-
-        Raises:
-            UpstreamTimeout: not finished by the deadline.
-            ShuttingDown: the service ended first.
-            StorageUnavailable, StorageFull: answered, and not stored: there is no such prediction.
-            AprendizError: the provider's; of the last target, where several were asked.
-        """
-        self._check_interrupted()
-        try:
-            while (batch := await self._next()) is not None:
-                self._note(batch)
-                if self._folder.finished is not None:
-                    break
-                yield batch
-                self._check_interrupted()
-            answer = self._folder.answer()
-        except AprendizError as error:
-            await self._fail(error)
-            raise
-        except (GeneratorExit, asyncio.CancelledError):
-            await self._settle(_End("cancelled", "cancelled", Usage()))
-            raise
-        # Stored before the closing event leaves: whoever has seen the end may use the id.
-        await self._settle(_End("ok", answer.finish_reason, answer.usage, answer=answer))
-        if self._record is None:
-            raise self._storage_error or self._interruption or UpstreamError("The answer was not kept. Try again.")
-        if batch is not None:
-            yield batch
-        yield Completed(self._record, answer)
-
     async def completed(self) -> Completed:
         """The whole answer: `batches` to their end. Raises as they do."""
         async with contextlib.aclosing(self.batches()) as batches:
@@ -183,158 +89,9 @@ class Generation:
                     return batch
         raise UpstreamError("The answer was cut off before its end. Try again.")
 
+    @abc.abstractmethod
     def interrupt(self, error: AprendizError) -> None:
         """Ends it from outside with ``error``, whether it waits for the engine, for its consumer, or was never begun."""
-        if self._interruption is not None or self._settling is not None:
-            return
-        self._interruption = error
-        if self._reader is not None:
-            self._reader.cancel()
-        else:
-            self._start_settling(_End("error", "error", Usage(), error))
-
-    @property
-    def _attempt(self) -> Attempt:
-        return self._tries.attempt
-
-    async def _next(self) -> Sequence[Event] | None:
-        """The next events, or None at their end. An interruption wakes it and is raised in place of the cancellation."""
-        self._reader = reader = asyncio.current_task()
-        cancels = reader.cancelling() if reader is not None else 0
-        try:
-            if self._begun:
-                return await self._attempt.next()
-            return await self._tries.first()
-        except (asyncio.CancelledError, AprendizError) as error:
-            if self._interruption is None or reader is None:
-                raise
-            # Only our own `cancel` is turned into the error; the client's, or both at once, stays a cancellation.
-            if reader.uncancel() > cancels and isinstance(error, asyncio.CancelledError):
-                raise
-            raise self._interruption from None
-        finally:
-            self._reader = None
-
-    def _note(self, batch: Sequence[Event]) -> None:
-        self._begun = True
-        add = self._folder.add
-        for event in batch:
-            add(event)
-            if type(event) in _PIECES:
-                self._pieces += 1
-        if self._first_token_ms is None and self._pieces:
-            work = self._work
-            seconds = work.clock() - work.called_at
-            self._first_token_ms = seconds * 1000
-            self._series.first_token_seconds.observe(seconds)
-
-    @property
-    def _series(self) -> ModelMetrics:
-        return self._work.metrics.of_model(self._attempt.deployment.label)
-
-    def _check_interrupted(self) -> None:
-        if self._interruption is not None:
-            raise self._interruption
-
-    def _deadline_passed(self) -> None:
-        limit = self._tries.limit_s
-        error = UpstreamTimeout(f"The answer was not finished within {limit:g} seconds. Ask for fewer tokens.")
-        if not self._begun:
-            self._tries.timed_out(error)
-        self.interrupt(error)
-
-    async def _fail(self, error: AprendizError) -> None:
-        """Settles as failed. The caller waits a moment, so that the record is there in the usual case, and no longer."""
-        if self._begun and error is not self._interruption:
-            self._attempt.judge(error)
-        await asyncio.wait([self._start_settling(_End("error", "error", Usage(), error))], timeout=_ERROR_WAITS_S)
-
-    async def _settle(self, end: _End) -> None:
-        """Ends it as ``end`` unless it has ended, and waits. The work itself is not the caller's: cancelling cannot cut it
-        short."""
-        await asyncio.shield(self._start_settling(end))
-
-    def _start_settling(self, end: _End) -> asyncio.Task[None]:
-        if self._settling is None:
-            self._timer.cancel()
-            self._settling = self._work.spawn(self._finish(end))
-        return self._settling
-
-    async def _finish(self, end: _End) -> None:
-        if end.status == "ok":
-            self._attempt.judge("ok")
-        await self._tries.aclose()
-        if end.status != "ok":
-            end = dataclasses.replace(end, usage=await self._usage_so_far())
-        try:
-            await self._keep(end)
-        finally:
-            self._count(end)
-            self._work.on_end(self)
-
-    async def _keep(self, end: _End) -> None:
-        record = self._to_record(end)
-        try:
-            await self._work.store.add(record)
-        except AprendizError as error:
-            self._storage_error = error
-            logger.error("prediction not stored", extra={"data": {"prediction_id": self.id, "error": error.slug}})
-        else:
-            self._record = record
-
-    async def _usage_so_far(self) -> Usage:
-        """Tokens of an answer that has no end: the engine never told, so the prompt is counted and the pieces are taken as
-        tokens."""
-        finished = self._folder.finished
-        if finished is not None:
-            return finished.usage
-        prompt = 0
-        attempt = self._attempt
-        if attempt.begun_at is not None and not attempt.deployment.remote:
-            with contextlib.suppress(AprendizError, TimeoutError):  # an engine that just died cannot count: 0 says so
-                async with asyncio.timeout(_COUNT_S):
-                    prompt = await attempt.deployment.loaded.count_tokens(attempt.request)
-        return Usage(prompt_tokens=prompt, completion_tokens=self._pieces)
-
-    def _to_record(self, end: _End) -> PredictionRecord:
-        work, attempt, answer = self._work, self._attempt, end.answer
-        spec = attempt.deployment.spec
-        return PredictionRecord(
-            id=self.id,
-            user_id=work.principal.user_id,
-            created_at=work.created_at,
-            provider=spec.provider,
-            model=self.model.removeprefix(f"{spec.provider}/"),
-            version=self.version,
-            input=to_input(attempt.request),
-            output=storable(self._folder.text if answer is None else answer.text),
-            finish_reason=end.reason,
-            prompt_tokens=end.usage.prompt_tokens,
-            completion_tokens=end.usage.completion_tokens,
-            queue_ms=attempt.ticket.waited_s * 1000,
-            first_token_ms=self._first_token_ms,
-            total_ms=(work.clock() - work.called_at) * 1000,
-            status=end.status,
-            error=None if end.error is None else f"{end.error.slug}: {end.error.detail}",
-            key_id=work.principal.key_id,
-            conversation_id=work.request.conversation_id,
-            request_id=work.request.request_id,
-            alias=self._tries.plan.name,
-            tool_calls=() if answer is None else answer.tool_calls,
-            cached_tokens=end.usage.cached_tokens,
-            fallback=self.fallback,
-            reasoning="" if answer is None else storable(answer.reasoning),
-        )
-
-    def _count(self, end: _End) -> None:
-        work, series = self._work, self._series
-        if end.status == "ok":
-            series.answered.inc()
-        else:
-            work.metrics.predictions.labels(self._attempt.deployment.label, end.status).inc()
-        series.prediction_seconds.observe(work.clock() - work.called_at)
-        series.prompt_tokens.inc(end.usage.prompt_tokens)
-        series.completion_tokens.inc(end.usage.completion_tokens)
 
 
 def to_input(request: GenerationRequest) -> Mapping[str, Any]:

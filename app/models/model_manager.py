@@ -29,7 +29,8 @@ from app.core.types import EmbeddingRequest, Embeddings, EngineState, Generation
 from app.models.aliases import DEFAULT, Aliases, Target
 from app.models.deployment import Deployment
 from app.models.fitting import as_asked
-from app.models.generation import Completed, Generation, Work
+from app.models.generation import Completed, Generation
+from app.models.live import LiveGeneration, Work
 from app.models.pool import Pool
 from app.models.routing import ModelName, Names
 from app.models.status import AliasStatus, ManagerStatus
@@ -259,7 +260,7 @@ class ModelManager:
         if self._stopping:
             await tries.aclose()
             raise _shutting_down()
-        generation = Generation(
+        generation = LiveGeneration(
             Work(
                 id=request.prediction_id or uuid7(),
                 request=request,
