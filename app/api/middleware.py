@@ -30,9 +30,23 @@ REQUEST_ID = b"x-request-id"
 UNMATCHED = "unmatched"
 QUIET_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
 """Asked every few seconds by machines: their access lines are DEBUG."""
-LIMITED_ELSEWHERE = frozenset({"/predict", "/predict/ws", "/health/live", "/health/ready"})
-"""Paths that the limit ``api`` does not count: the first two count addresses themselves, before they look at a credential, and
-know one method each; the others are for machines. Whatever is not spelled exactly so is counted, so a variant gains nothing."""
+LIMITED_ELSEWHERE = frozenset(
+    {
+        "/predict",
+        "/predict/ws",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/responses",
+        "/health/live",
+        "/health/ready",
+    }
+)
+"""Paths that the limit ``api`` does not count: those that answer count addresses themselves, before they look at a credential,
+and know one method each; the others are for machines. Whatever is not spelled exactly so is counted, so a variant gains
+nothing."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -25,6 +25,8 @@ from app.api.bodies import PredictBody, StrictRoute
 from app.api.deps import ServicesDep, admin_principal
 from app.api.problems import CONTENT_TYPE
 from app.api.routers import predict, socket
+from app.api.v1 import routes as v1
+from app.api.v1.describe import Operation
 from app.core.errors import NotFound
 
 if TYPE_CHECKING:
@@ -90,6 +92,43 @@ _PROBLEM_SCHEMA: Final[dict[str, Any]] = {
         },
     },
 }
+_VENDOR_ERRORS: Final[dict[str, dict[str, Any]]] = {
+    "openai": {
+        "type": "object",
+        "title": "OpenAIError",
+        "description": "An error as OpenAI's API writes it. `param` names the place, where one is.",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "null"]},
+                },
+            }
+        },
+    },
+    "anthropic": {
+        "type": "object",
+        "title": "AnthropicError",
+        "description": "An error as Anthropic's API writes it.",
+        "required": ["type", "error"],
+        "properties": {
+            "type": {"const": "error"},
+            "error": {
+                "type": "object",
+                "required": ["type", "message"],
+                "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+            },
+            "request_id": {"type": "string"},
+        },
+    },
+}
+_VENDOR_STATUS: Final = {"openai": {"422", "408", "414", "415", "431"}, "anthropic": {"422", "408", "414", "415", "431", "503"}}
+"""Statuses that a vendor's form writes as another: what we refuse as 422 is 400 there."""
 _SECURITY: Final[dict[str, Any]] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or the token of `POST /auth/token`."},
     "api_key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same credentials."},
@@ -97,8 +136,9 @@ _SECURITY: Final[dict[str, Any]] = {
 }
 _DESCRIPTION: Final = """A self-hosted LLM service that learns from its users.
 
-All bodies are JSON in UTF-8, unknown fields are refused, every error is `application/problem+json`, every answer carries
-`X-Request-ID`. Log in with `POST /auth/token`, ask with `POST /predict`, rate with `POST /feedback`."""
+All bodies are JSON in UTF-8, unknown fields are refused, every error is `application/problem+json` (under `/v1` in the
+vendor's own form), every answer carries `X-Request-ID`. Log in with `POST /auth/token`, ask with `POST /predict`, rate with
+`POST /feedback`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,20 +192,24 @@ def build(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes)
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    (predict_ref, answer_ref), found = msgspec.json.schema_components(
-        (PredictBody, AnswerOut), ref_template="#/components/schemas/{name}"
-    )
+    operations = v1.operations()
+    types = [PredictBody, AnswerOut, *(kind for each in operations for kind in _types(each))]
+    refs, found = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    by_type = {id(kind): ref for kind, ref in zip(types, refs, strict=True)}
     schemas.update(found)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     schemas["Problem"] = _PROBLEM_SCHEMA
+    schemas.update({schema["title"]: schema for schema in _VENDOR_ERRORS.values()})
     components["securitySchemes"] = _SECURITY
     paths = document["paths"]
-    paths[predict.PATH] = {"post": _predict_operation(predict_ref, answer_ref)}
+    paths[predict.PATH] = {"post": _predict_operation(by_type[id(PredictBody)], by_type[id(AnswerOut)])}
     paths[socket.PATH] = {"get": _socket_operation()}
-    for path, operations in paths.items():
-        for method, operation in operations.items():
+    for path, methods in paths.items():
+        for method, operation in methods.items():
             _complete(operation, open_to_all=(path, method) in OPEN_OPERATIONS)
+    for each in operations:
+        paths.setdefault(each.path.replace(":path}", "}"), {})[each.method] = _vendor_operation(each, by_type)
     document["paths"] = dict(sorted(paths.items()))
     return document
 
@@ -208,6 +252,44 @@ def _complete(operation: dict[str, Any], *, open_to_all: bool) -> None:
             described["content"] = {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     operation["responses"] = dict(sorted(responses.items()))
     operation["security"] = [{name: []} for name in _SECURITY] + ([{}] if open_to_all else [])
+
+
+def _types(operation: Operation) -> list[Any]:
+    return [*([] if operation.body is None else [operation.body]), *operation.answer]
+
+
+def _vendor_operation(operation: Operation, by_type: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """A route of the vendors' APIs, whole."""
+    answers = [by_type[id(kind)] for kind in operation.answer]
+    content: dict[str, Any] = {"application/json": {"schema": answers[0] if len(answers) == 1 else {"anyOf": answers}}}
+    if operation.stream is not None:
+        content["text/event-stream"] = {"example": operation.stream}
+    title = _VENDOR_ERRORS[operation.errors]["title"]
+    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{title}"}}}
+    statuses = {**PROBLEMS, "400": "The request is not valid", **({"529": "Busy"} if operation.errors == "anthropic" else {})}
+    described: dict[str, Any] = {
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "operationId": operation.operation_id,
+        "description": operation.description,
+        "responses": {
+            "200": {"description": "The answer.", "content": content},
+            **{
+                status: {"description": meaning, "content": error}
+                for status, meaning in sorted(statuses.items())
+                if status not in _VENDOR_STATUS[operation.errors]
+            },
+        },
+        "security": [{name: []} for name in _SECURITY],
+    }
+    if operation.parameters:
+        described["parameters"] = list(operation.parameters)
+    if operation.body is not None:
+        media: dict[str, Any] = {"schema": by_type[id(operation.body)]}
+        if operation.examples:
+            media["examples"] = {name: {"value": value} for name, value in operation.examples.items()}
+        described["requestBody"] = {"required": True, "content": {"application/json": media}}
+    return described
 
 
 def _predict_operation(body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:

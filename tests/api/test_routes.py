@@ -31,6 +31,7 @@ PREDICT = PERSON | {"key predict"}
 ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/predict"): PREDICT,
     ("WS", "/predict/ws"): PREDICT,
+    ("POST", "/v1/chat/completions"): PREDICT,
     ("POST", "/feedback"): ANYONE,  # by feedback token; with a prediction's id it needs the scope, see below
     ("GET", "/feedback"): READ,
     ("GET", "/feedback/export"): ADMINS,
@@ -216,9 +217,9 @@ def test_every_route_is_described(service: Service) -> None:
         for method, operation in operations.items():
             assert operation["summary"], (method, path)
             assert operation["tags"], (method, path)
-            assert {"401", "403", "404", "422", "429", "500", "503"} <= set(operation["responses"]), (method, path)
-            problem = operation["responses"]["422"]["content"]["application/problem+json"]["schema"]
-            assert problem == {"$ref": "#/components/schemas/Problem"}
+            refused = "529" if _error_name(path) == "AnthropicError" else "503"
+            assert {"401", "403", "404", "429", "500", refused} <= set(operation["responses"]), (method, path)
+            assert _error_schema(path, operation) == {"$ref": f"#/components/schemas/{_error_name(path)}"}
             anonymous = ROUTES["WS" if path.endswith("/ws") else method.upper(), path] == ANYONE
             assert ({} in operation["security"]) == (anonymous or (path, method) in OPEN_OPERATIONS), (method, path)
     text = json.dumps(document)
@@ -241,6 +242,20 @@ def test_the_reference_page_needs_nothing_from_elsewhere(service: Service) -> No
     assert "default-src 'none'; style-src 'sha256-" in page.headers["content-security-policy"]
     for _, path in ROUTES:
         assert not _api(path) or path in page.text
+
+
+def _error_name(path: str) -> str:
+    """Schema of the errors of a path: each vendor's own."""
+    if not path.startswith("/v1/"):
+        return "Problem"
+    return "AnthropicError" if path.startswith("/v1/messages") else "OpenAIError"
+
+
+def _error_schema(path: str, operation: dict[str, Any]) -> Any:
+    if not path.startswith("/v1/"):
+        return operation["responses"]["422"]["content"]["application/problem+json"]["schema"]
+    assert "422" not in operation["responses"]  # the vendors answer 400
+    return operation["responses"]["400"]["content"]["application/json"]["schema"]
 
 
 def _api(path: str) -> bool:

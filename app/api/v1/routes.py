@@ -1,10 +1,18 @@
-"""All routes under ``/v1``, in one list; one file a shape beside this one."""
+"""All routes under ``/v1``, in one list, with what describes them; one file a shape beside this one."""
 
 from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
+from app.api.v1 import chat
+from app.api.v1.describe import Operation
+
 
 def routes() -> list[BaseRoute]:
     """The routes, for the app to put before all others."""
-    return []
+    return [chat.route()]
+
+
+def operations() -> list[Operation]:
+    """What each of them is, for ``/openapi.json``."""
+    return [chat.OPERATION]
