@@ -165,7 +165,7 @@ def main(*, say: Callable[[], None] | None = None) -> int:
     """Loads the configuration and serves; returns the exit code. ``say`` is called once the logs are configured."""
     try:
         settings = config.with_secret_key(config.load()).settings
-        configure(settings.logging)
+        configure(settings.logging, secrets=config.secrets_in(settings))
         if say is not None:
             say()
         serve(settings)
@@ -236,7 +236,7 @@ def _print(line: str) -> None:
 @functools.cache
 def _default_app() -> FastAPI:
     settings = config.with_secret_key(config.load()).settings
-    configure(settings.logging)
+    configure(settings.logging, secrets=config.secrets_in(settings))
     return create_app(settings)
 
 

@@ -17,7 +17,7 @@ def serve(
     from app.core.logging import configure
 
     loaded = config.with_secret_key(load_config(host=host, port=port))
-    configure(loaded.settings.logging)
+    configure(loaded.settings.logging, secrets=config.secrets_in(loaded.settings))
     if pull:
         from app.cli.models import pull_configured
 

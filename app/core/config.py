@@ -23,6 +23,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from app.core.addresses import upstream_address
 from app.core.errors import ConfigurationError
+from app.core.logging import MASK
 from app.core.settings import VENDOR_URLS, Settings, Upstream
 
 PREFIX = "APRENDIZ_"
@@ -36,7 +37,6 @@ USUAL_NAMES = {
 _NOT_SETTINGS = frozenset({"APRENDIZ_CONFIG", "APRENDIZ_API_KEY", "APRENDIZ_TEST_MODEL"})
 _KEY_FILE = "secret_key"
 _LIST_SEPARATOR = ","
-_MASK = "********"
 _KEY = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -57,7 +57,7 @@ class Entry:
         """The value with secrets masked, as JSON has it."""
         if not self.secret:
             return _plain(self.value)
-        return None if self.value is None else _MASK
+        return None if self.value is None else MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +146,13 @@ def with_secret_key(config: Config) -> Config:
     return Config(
         settings.model_copy(update={"security": security}), {**config.origins, "security.secret_key": "data directory"}
     )
+
+
+def secrets_in(settings: Settings) -> list[str]:
+    """Every secret of the configuration in the clear, for `app.core.logging.configure` to keep out of the log."""
+    found = [settings.security.secret_key, settings.security.previous_secret_key, settings.database.url, settings.metrics.token]
+    found += [upstream.api_key for upstream in settings.providers.upstreams.values()]
+    return [secret.get_secret_value() for secret in found if secret is not None]
 
 
 def _with_upstream_keys(settings: Settings, environ: Mapping[str, str]) -> Settings:
@@ -313,7 +320,7 @@ def _plain(value: Any) -> Any:
     """Sections in mappings as mappings of what differs from the defaults; a key only by whether there is one."""
     if isinstance(value, Upstream):
         shown = value.model_dump(mode="json", exclude_defaults=True)
-        return shown if value.api_key is None else {**shown, "api_key": _MASK}
+        return shown if value.api_key is None else {**shown, "api_key": MASK}
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, Mapping):

@@ -13,7 +13,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from app.core.settings import Logging
@@ -22,7 +22,11 @@ from app.core.text import visible
 request_id_var: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """Id of the request that the running task works for; set by the outermost middleware."""
 
+MASK = "********"
+"""Stands for a secret wherever one would be shown."""
+
 _MAX_FIELD = 2000
+_MIN_SECRET = 8
 
 
 class JsonFormatter(logging.Formatter):
@@ -62,10 +66,37 @@ class TextFormatter(logging.Formatter):
         return text
 
 
-def configure(settings: Logging, *, stream: TextIO | None = None) -> None:
-    """Routes all logs of this process to ``stream`` (stderr unless told). Called once by whoever starts the process."""
+class Redacting(logging.Formatter):
+    """Another formatter's lines with the secrets of this process masked, whoever wrote them into a text: a server of other
+    people's models may repeat our key in its error, a library a password in its own.
+
+    Secrets of less than 8 characters stay: masking them would garble the log and hide nothing.
+    """
+
+    def __init__(self, formatter: logging.Formatter, secrets: Iterable[str]) -> None:
+        super().__init__()
+        self._formatter = formatter
+        forms = {secret for secret in secrets if len(secret) >= _MIN_SECRET}
+        for _ in range(2):  # a text quoted in a text that is quoted
+            forms |= {json.dumps(form)[1:-1] for form in forms} | {repr(form)[1:-1] for form in forms}
+        self._secrets = sorted(forms, key=len, reverse=True)
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = self._formatter.format(record)
+        for secret in self._secrets:
+            if secret in line:
+                line = line.replace(secret, MASK)
+        return line
+
+
+def configure(settings: Logging, *, stream: TextIO | None = None, secrets: Iterable[str] = ()) -> None:
+    """Routes all logs of this process to ``stream`` (stderr unless told). Called once by whoever starts the process.
+
+    Args:
+        secrets: texts that no line may hold.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+    handler.setFormatter(Redacting(JsonFormatter() if settings.format == "json" else TextFormatter(), secrets))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level)

@@ -28,9 +28,9 @@ from app.providers.base import BaseLLMProvider, Capabilities, LoadedModel, Provi
 from app.providers.chunks import sampling_fields
 from app.providers.embeddings import read_embeddings
 from app.providers.estimate import prompt_tokens
-from app.providers.upstreams import RemoteModel, check_remote, is_vendor, remote_version, wire_client
+from app.providers.upstreams import RemoteModel, check_remote, is_vendor, remote_version, whole_is_safe, wire_client
+from app.providers.wire import CHAT
 
-_CHAT = "/v1/chat/completions"
 _COMPLETIONS = "/v1/completions"
 _EMBEDDINGS = "/v1/embeddings"
 
@@ -73,6 +73,7 @@ class OpenAIModel(RemoteModel):
         gate: asyncio.Semaphore,
         on_state: Callable[[EngineState], None],
     ) -> None:
+        self._upstream = upstream
         self._vendor = is_vendor(upstream)
         capabilities = Capabilities(
             slots=upstream.max_concurrency,
@@ -99,9 +100,13 @@ class OpenAIModel(RemoteModel):
     async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
         """See `LoadedModel.batches`."""
         path, body = self._body(request)
-        async with self._gate, contextlib.aclosing(self._client.stream_chat(body, path=path)) as events:
-            async for event in events:
-                yield (event,)
+        async with self._gate:
+            if request.whole and whole_is_safe(self._upstream, request.sampling.max_tokens):
+                yield await self._client.whole_chat(body, path=path)
+                return
+            async with contextlib.aclosing(self._client.batches_chat(body, path=path)) as batches:
+                async for batch in batches:
+                    yield batch
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """See `LoadedModel.embed`."""
@@ -128,18 +133,14 @@ class OpenAIModel(RemoteModel):
         messages = [self._message(message) for message in request.messages]
         if self._vendor and "max_tokens" in fields:  # its reasoning models refuse max_tokens; others know no other name
             fields["max_completion_tokens"] = fields.pop("max_tokens")
-        return _CHAT, {"model": self.version.model, "messages": messages, **stream, **fields}
+        return CHAT, {"model": self.version.model, "messages": messages, **stream, **fields}
 
     def _fields(self, sampling: Sampling) -> dict[str, Any]:
+        if sampling.top_k is not None and not self.capabilities.top_k:
+            raise InvalidRequest("This model knows no top_k; leave it out.", field="top_k")
         fields = sampling_fields(sampling)
         if sampling.tools:
             fields["tools"] = [_without_marker(tool) for tool in sampling.tools]
-        if sampling.reasoning_effort is not None:
-            fields["reasoning_effort"] = sampling.reasoning_effort
-        if sampling.top_k is not None:
-            if not self.capabilities.top_k:
-                raise InvalidRequest("This model knows no top_k; leave it out.", field="top_k")
-            fields["top_k"] = sampling.top_k
         return fields
 
     def _message(self, message: Message) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 from app.core.addresses import upstream_address
-from app.core.errors import ModelLoadFailed, UnknownModel, UpstreamUnreachable
+from app.core.errors import ModelLoadFailed, UnknownModel
 from app.core.settings import VENDOR_URLS, Upstream
 from app.core.types import EngineState, ModelSpec, VersionInfo
 from app.providers.base import Capabilities, EngineStatus, LoadedModel
@@ -16,6 +16,10 @@ from app.providers.versions import text_hash, version_info
 from app.providers.wire import WireClient
 
 _MAX_NAME = 256
+_SLOW = 30.0
+"""Tokens a second of a slow model."""
+_USUAL_TOKENS = 2048
+"""An answer has no more, as a rule, where nobody names a limit."""
 
 
 def is_vendor(upstream: Upstream) -> bool:
@@ -36,14 +40,19 @@ def wire_client(name: str, upstream: Upstream) -> WireClient:
     return WireClient(
         upstream_address(name, upstream).url,
         api_key=None if upstream.api_key is None else upstream.api_key.get_secret_value(),
+        connect_timeout_s=upstream.connect_timeout_s,
         read_timeout_s=upstream.read_timeout_s,
-        lost=unreachable,
+        allow_private=allows_private(name, upstream),
     )
 
 
-def unreachable() -> UpstreamUnreachable:
-    """The error for a connection that was refused or cut."""
-    return UpstreamUnreachable("The model provider cannot be reached, or cut the connection. Try again.", retry_after=5)
+def whole_is_safe(upstream: Upstream, max_tokens: int | None) -> bool:
+    """Whether an answer may be fetched in one piece: it comes after one silence, which must not look like a fault.
+
+    Args:
+        max_tokens: the longest answer, or None where nobody named a limit.
+    """
+    return (max_tokens or _USUAL_TOKENS) <= upstream.read_timeout_s * _SLOW
 
 
 def remote_version(name: str, upstream: Upstream, model: str) -> VersionInfo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from typing import Literal
 
 import pytest
 
@@ -49,3 +50,23 @@ def test_text_for_people_is_one_line_too(log_stream: io.StringIO) -> None:
         root.handlers[:], root.level = handlers, level
     assert len(log_stream.getvalue().splitlines()) == 1
     assert "\x1b" not in log_stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_no_line_holds_a_secret(log_stream: io.StringIO, form: Literal["json", "text"]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    plain, quoted = "sk-canary-0123456789", 'sk-canary-"\\-9876543210'
+    configure(Logging(format=form), stream=log_stream, secrets=[plain, quoted, "x", ""])
+    try:
+        for secret in (plain, quoted):
+            data = {"text": f"Bearer {secret}", "body": json.dumps({"message": secret}), "inner": {"key": [secret]}}
+            try:
+                raise ValueError(secret)
+            except ValueError:
+                logging.getLogger("t").exception("words %s", secret, extra={"data": data})
+    finally:
+        root.handlers[:], root.level = handlers, level
+    assert "canary" not in log_stream.getvalue()
+    assert log_stream.getvalue().count("********") >= 8
+    assert "exc" in log_stream.getvalue()  # a secret of one letter is none

@@ -167,13 +167,13 @@ class ReplayServer:
             await asyncio.gather(left, return_exceptions=True)
 
     async def _send_pieces(self, reply: Reply, left: asyncio.Task[bytes], writer: asyncio.StreamWriter) -> bool:
-        for piece in reply.pieces:
-            writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-            await writer.drain()
-            if reply.pause_s:
+        for number, piece in enumerate(reply.pieces):
+            if number and reply.pause_s:
                 await asyncio.wait((left,), timeout=reply.pause_s)
             if left.done():
                 raise ConnectionResetError
+            writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            await writer.drain()
         if reply.hang:
             await left
             raise ConnectionResetError

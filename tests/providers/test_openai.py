@@ -1,0 +1,451 @@
+"""The provider ``openai`` against a double of the vendor's API: real sockets, the documented wire format, no network."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from app.core.errors import (
+    AprendizError,
+    ContextOverflow,
+    InvalidRequest,
+    ModelLoadFailed,
+    UnknownModel,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamUnreachable,
+)
+from app.core.logging import JsonFormatter, Redacting
+from app.core.settings import VENDOR_URLS, Upstream
+from app.core.types import (
+    Answer,
+    EmbeddingRequest,
+    EngineState,
+    Event,
+    GenerationRequest,
+    Message,
+    ModelSpec,
+    Sampling,
+    TextDelta,
+    fold,
+)
+from app.providers.base import LoadedModel, ProviderContext
+from app.providers.contract import verify
+from app.providers.openai import OpenAIProvider
+from tests.vendors.openai_server import Completion, OpenAIServer, ToolCall, failure, logprob
+from tests.vendors.replay import Raw, Reply, as_json
+
+MakeContext = Callable[..., ProviderContext]
+KEY = "sk-canary-3141592653"
+
+
+def upstream_at(url: str, **fields: Any) -> Upstream:
+    key = fields.pop("key", KEY)
+    return Upstream(base_url=url, **fields).model_copy(update={"api_key": None if key is None else SecretStr(key)})
+
+
+async def opened(context: ProviderContext, upstream: Upstream, model: str = "gpt-4o", name: str = "far") -> LoadedModel:
+    return await OpenAIProvider(context, name, upstream).open(ModelSpec(name, model), on_state=lambda state: None)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[OpenAIServer]:
+    async with OpenAIServer(key=KEY) as running:
+        yield running
+
+
+@pytest.fixture
+async def model(server: OpenAIServer, make_context: MakeContext) -> AsyncIterator[LoadedModel]:
+    loaded = await opened(make_context(), upstream_at(server.url))
+    yield loaded
+    await loaded.aclose()
+
+
+@asynccontextmanager
+async def as_vendor(
+    monkeypatch: pytest.MonkeyPatch, server: OpenAIServer, context: ProviderContext, name: str
+) -> AsyncIterator[LoadedModel]:
+    """A model at what counts as the vendor's own address."""
+    monkeypatch.setitem(VENDOR_URLS, "openai", server.url)
+    loaded = await opened(context, upstream_at(server.url), name)
+    try:
+        yield loaded
+    finally:
+        await loaded.aclose()
+
+
+def request(text: str = "Say hello", *, whole: bool = False, **sampling: Any) -> GenerationRequest:
+    return GenerationRequest((Message("user", text),), sampling=Sampling(**sampling), whole=whole)
+
+
+async def ask(model: LoadedModel, asked: GenerationRequest) -> Answer:
+    async with contextlib.aclosing(model.stream(asked)) as events:
+        return await fold(events)
+
+
+async def events_of(model: LoadedModel, asked: GenerationRequest) -> list[Event]:
+    async with contextlib.aclosing(model.batches(asked)) as batches:
+        return [event async for batch in batches for event in batch]
+
+
+async def test_it_keeps_the_contract(make_context: MakeContext) -> None:
+    async with OpenAIServer(key=KEY, context_tokens=512) as server:
+        upstream = upstream_at(server.url, context_tokens=512)
+        assert await verify(lambda: opened(make_context(), upstream)) == []
+
+
+async def test_opening_asks_the_upstream_nothing(server: OpenAIServer, make_context: MakeContext) -> None:
+    states: list[EngineState] = []
+    provider = OpenAIProvider(make_context(), "far", upstream_at(server.url))
+    loaded = await provider.open(ModelSpec("far", "gpt-4o"), on_state=states.append)
+    await loaded.aclose()
+    assert states == [EngineState.READY, EngineState.STOPPED]
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_what_goes_over_the_wire(server: OpenAIServer, model: LoadedModel, whole: bool) -> None:
+    answer = await ask(model, request("Hello there", whole=whole))
+    assert (answer.text, answer.finish_reason) == ("Hello there", "stop")
+    sent = server.received[-1]
+    assert (sent.method, sent.path) == ("POST", "/v1/chat/completions")
+    assert sent.headers["authorization"] == f"Bearer {KEY}"
+    fields = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello there"}]}
+    stream = {"stream": False} if whole else {"stream": True, "stream_options": {"include_usage": True}}
+    assert sent.body == {**fields, **stream}
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 2)
+
+
+async def test_only_what_the_caller_said_is_sent(server: OpenAIServer, model: LoadedModel) -> None:
+    said: dict[str, Any] = {
+        "max_tokens": 5,
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "stop": ("zzz",),
+        "seed": 7,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.2,
+        "logit_bias": {"42": -100},
+        "parallel_tool_calls": False,
+        "reasoning_effort": "low",
+        "tools": ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}, "cache_control": {}},),
+        "tool_choice": "auto",
+    }
+    await ask(model, request(**said))
+    body = server.received[-1].body
+    del body["model"], body["messages"], body["stream"], body["stream_options"]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    assert body == {**said, "stop": ["zzz"], "tools": tools}
+
+
+async def test_words_of_other_formats_stay_here(server: OpenAIServer, model: LoadedModel) -> None:
+    marked = {"type": "text", "text": "Look", "cache_control": {"type": "ephemeral"}}
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    messages = (
+        Message("developer", "Be short."),
+        Message("user", [marked, image]),
+        Message("assistant", "I see.", reasoning=({"type": "thinking", "thinking": "hm", "signature": "s"},)),
+        Message("user", "Well?"),
+    )
+    await ask(model, GenerationRequest(messages, sampling=Sampling(thinking={"type": "enabled", "budget_tokens": 1024})))
+    assert server.received[-1].body["messages"] == [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": [{"type": "text", "text": "Look"}, image]},
+        {"role": "assistant", "content": "I see."},
+        {"role": "user", "content": "Well?"},
+    ]
+    assert "thinking" not in server.received[-1].body
+
+
+async def test_top_k_goes_to_servers_that_know_it(make_context: MakeContext) -> None:
+    async with OpenAIServer(strict=False) as server:
+        loaded = await opened(make_context(), upstream_at(server.url, key=None))
+        await ask(loaded, request(top_k=5))
+        await loaded.aclose()
+    assert server.received[-1].body["top_k"] == 5
+    assert "authorization" not in server.received[-1].headers
+
+
+async def test_the_vendor_gets_its_own_words(
+    server: OpenAIServer, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with as_vendor(monkeypatch, server, make_context(), "gpt-5") as loaded:
+        answer = await ask(
+            loaded, GenerationRequest((Message("developer", "x"), Message("user", "a b c")), sampling=Sampling(max_tokens=2))
+        )
+        assert answer.finish_reason == "length"
+        body = server.received[-1].body
+        assert (body["max_completion_tokens"], body["messages"][0]["role"]) == (2, "developer")
+        assert not loaded.capabilities.top_k
+        with pytest.raises(InvalidRequest, match="top_k"):
+            await ask(loaded, request(top_k=5))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_tool_calls_in_pieces_and_in_parallel(server: OpenAIServer, model: LoadedModel, whole: bool) -> None:
+    calls = [ToolCall("weather", ['{"ci', 'ty":"Lima"}'], "call_a"), ToolCall("time", ["{}"], "call_b")]
+    server.push(Completion(tool_calls=calls))
+    answer = await ask(model, request(whole=whole))
+    assert answer.finish_reason == "tool_calls"
+    assert [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in answer.tool_calls] == [
+        ("call_a", "weather", '{"city":"Lima"}'),
+        ("call_b", "time", "{}"),
+    ]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_logprobs_usage_and_reasoning(server: OpenAIServer, model: LoadedModel, whole: bool) -> None:
+    entries = [logprob("He", -0.5, ("Ha", -2.0)), logprob("llo", -0.25)]
+    server.push(
+        Completion(
+            text="Hello",
+            pieces=("He", "llo"),
+            logprobs=entries,
+            reasoning=("Let me ", "think."),
+            prompt_tokens=100,
+            completion_tokens=50,
+            cached_tokens=64,
+            reasoning_tokens=40,
+        )
+    )
+    answer = await ask(model, request(logprobs=1, whole=whole))
+    assert (answer.text, answer.reasoning) == ("Hello", "Let me think.")
+    assert list(answer.logprobs) == entries
+    usage = answer.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens) == (100, 50, 64, 40)
+    body = server.received[-1].body
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_refusal_is_an_answer(server: OpenAIServer, model: LoadedModel, whole: bool) -> None:
+    server.push(Completion(refusal="I cannot help with that."))
+    answer = await ask(model, request(whole=whole))
+    assert answer.text == "I cannot help with that."
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("name", "kind", "retry_after"),
+    [
+        ("bad_parameter", InvalidRequest, None),
+        ("context_length", ContextOverflow, None),
+        ("invalid_key", UpstreamRefused, None),
+        ("region", UpstreamRefused, None),
+        ("no_model", UnknownModel, None),
+        ("rate_limit", UpstreamBusy, 7.0),
+        ("rate_limit_bare", UpstreamBusy, ...),
+        ("quota", UpstreamRefused, None),
+        ("server_error", UpstreamError, None),
+        ("overloaded", UpstreamBusy, ...),
+    ],
+)
+async def test_documented_errors(
+    server: OpenAIServer, model: LoadedModel, name: str, kind: type[AprendizError], retry_after: object, whole: bool
+) -> None:
+    server.push(failure(name))
+    with pytest.raises(kind) as caught:
+        await events_of(model, request(whole=whole))
+    assert type(caught.value) is kind
+    assert KEY not in caught.value.detail
+    assert "org-test" not in caught.value.detail
+    if retry_after is not ...:
+        assert caught.value.retry_after == retry_after
+    assert (await ask(model, request("again"))).text == "again"
+
+
+async def test_a_cut_stream_is_an_error(server: OpenAIServer, model: LoadedModel) -> None:
+    server.push(Completion(text="one two", pieces=("one", " two"), cut_after=2))
+    with pytest.raises(UpstreamError):
+        await events_of(model, request())
+
+
+async def test_an_error_inside_a_stream_is_an_error(server: OpenAIServer, model: LoadedModel) -> None:
+    server.push(Completion(text="one two", pieces=("one", " two"), error_after=2))
+    with pytest.raises(UpstreamError):
+        await events_of(model, request())
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    "target", ["{canary}/v1/chat/completions", "https://127.0.0.1:1/", "//evil.example/", "file:///etc/passwd"]
+)
+async def test_a_redirect_is_not_followed(server: OpenAIServer, model: LoadedModel, status: int, target: str) -> None:
+    async with OpenAIServer() as canary:
+        server.push(Reply(status, (b"moved",), {"Location": target.replace("{canary}", canary.url)}))
+        with pytest.raises(UpstreamError):
+            await events_of(model, request())
+        assert (canary.connections, len(server.received)) == (0, 1)
+
+
+async def test_leaving_ends_the_work_at_the_other_end(server: OpenAIServer, model: LoadedModel) -> None:
+    server.push(Completion(text="a", pieces=("a ",) * 1000, pause_s=0.01))
+    stream = model.stream(request())
+    assert isinstance(await anext(stream), TextDelta)
+    await stream.aclose()
+    async with asyncio.timeout(5):
+        while not server.left:  # noqa: ASYNC110 - the server is a double, and counts
+            await asyncio.sleep(0.01)
+
+
+async def test_no_more_requests_at_once_than_the_upstream_takes(server: OpenAIServer, make_context: MakeContext) -> None:
+    provider = OpenAIProvider(make_context(), "far", upstream_at(server.url, max_concurrency=2))
+    models = [await provider.open(ModelSpec("far", name), on_state=lambda state: None) for name in ("a", "b", "c")]
+    server.push(*(Completion(text="x", pieces=("x ",) * 3, pause_s=0.02) for _ in range(9)))
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, server.answering)
+            await asyncio.sleep(0.002)
+
+    watching = asyncio.create_task(watch())
+    await asyncio.gather(*(ask(model, request()) for model in models for _ in range(3)))
+    watching.cancel()
+    for model in models:
+        await model.aclose()
+    assert (most, len(server.received)) == (2, 9)
+
+
+async def test_a_prompt_to_go_on_from(server: OpenAIServer, model: LoadedModel) -> None:
+    asked = GenerationRequest((Message("user", "Once upon a time"),), sampling=Sampling(max_tokens=3, logprobs=2), raw=True)
+    answer = await ask(model, asked)
+    assert (answer.text, answer.finish_reason) == ("Once upon a", "length")
+    assert [entry["token"] for entry in answer.logprobs] == ["Once", " upon", " a"]
+    sent = server.received[-1]
+    assert sent.path == "/v1/completions"
+    assert sent.body == {
+        "model": "gpt-4o",
+        "prompt": "Once upon a time",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": 3,
+        "logprobs": 2,
+    }
+
+
+async def test_embeddings_in_the_order_of_the_texts(server: OpenAIServer, model: LoadedModel) -> None:
+    both = await model.embed(EmbeddingRequest(("first text", "second")))
+    alone = await model.embed(EmbeddingRequest(("second",)))
+    assert both.vectors[1] == alone.vectors[0]
+    assert (len(both.vectors), len(both.vectors[0]), both.prompt_tokens) == (2, 8, 3)
+    short = await model.embed(EmbeddingRequest(("second",), dimensions=4))
+    assert len(short.vectors[0]) == 4
+    assert server.received[-1].body == {"model": "gpt-4o", "input": ["second"], "encoding_format": "float", "dimensions": 4}
+
+
+def rows(*vectors: Any, order: Sequence[int] | None = None) -> Reply:
+    indices = range(len(vectors)) if order is None else order
+    data = [
+        {"object": "embedding", "index": index, "embedding": vector} for index, vector in zip(indices, vectors, strict=True)
+    ]
+    return as_json({"object": "list", "data": data, "usage": {"prompt_tokens": 2, "total_tokens": 2}})
+
+
+async def test_embeddings_are_read_in_both_encodings_and_any_order(server: OpenAIServer, model: LoadedModel) -> None:
+    server.push(rows([3.0, 4.0], "AACAPwAAAEA=", order=[1, 0]))
+    assert (await model.embed(EmbeddingRequest(("a", "b")))).vectors == ((1.0, 2.0), (3.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        rows([1.0]),
+        rows([1.0], [2.0], [3.0]),
+        rows([1.0], [1.0, 2.0]),
+        rows([], []),
+        rows([1.0], [2.0], order=[0, 0]),
+        rows([1.0], [2.0], order=[0, 2]),
+        rows("AADAfw==", "AADAfw=="),
+        rows("AAA", "AAA"),
+        rows("AAAA", "AAAA"),
+        rows(["1"], ["2"]),
+        rows(None, None),
+        as_json({"object": "list", "data": {}}),
+        as_json([]),
+        as_json({}),
+        Reply(200, (b"not JSON",), {"Content-Type": "application/json"}),
+        Reply(200, (b"[" * 100_000,), {"Content-Type": "application/json"}),
+    ],
+)
+async def test_embeddings_that_are_none(server: OpenAIServer, model: LoadedModel, reply: Reply) -> None:
+    server.push(reply)
+    with pytest.raises(UpstreamError):
+        await model.embed(EmbeddingRequest(("a", "b")))
+
+
+async def test_equal_address_and_model_are_one_version(make_context: MakeContext) -> None:
+    context = make_context()
+    ids = []
+    for url, name in (
+        ("http://127.0.0.1:1", "m"),
+        ("http://127.0.0.1:1/v1/", "m"),
+        ("http://127.0.0.1:2", "m"),
+        ("http://127.0.0.1:1", "n"),
+    ):
+        loaded = await opened(context, upstream_at(url), name)
+        ids.append(loaded.version.id)
+        await loaded.aclose()
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\nb", "ñ", "x" * 257, "a\x00"])
+async def test_what_is_no_name_of_a_model(make_context: MakeContext, name: str) -> None:
+    with pytest.raises(UnknownModel):
+        await opened(make_context(), upstream_at("http://127.0.0.1:1"), name)
+
+
+async def test_the_vendor_needs_a_key_and_nobody_takes_adapters(make_context: MakeContext) -> None:
+    with pytest.raises(ModelLoadFailed, match="OPENAI_API_KEY"):
+        await opened(make_context(), Upstream(), name="openai")
+    provider = OpenAIProvider(make_context(), "far", upstream_at("http://127.0.0.1:1"))
+    with pytest.raises(ModelLoadFailed, match="adapters"):
+        await provider.open(ModelSpec("far", "m", adapter="mine"), on_state=lambda state: None)
+
+
+async def test_a_server_that_is_not_there(make_context: MakeContext) -> None:
+    async with OpenAIServer() as gone:
+        url = gone.url
+    loaded = await opened(make_context(), upstream_at(url))
+    with pytest.raises(UpstreamUnreachable):
+        await ask(loaded, request())
+    await loaded.aclose()
+
+
+async def test_the_key_is_told_to_nobody(
+    server: OpenAIServer, make_context: MakeContext, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    context = make_context()
+    upstream = upstream_at(server.url)
+    provider = OpenAIProvider(context, "far", upstream)
+    loaded = await provider.open(ModelSpec("far", "gpt-4o"), on_state=lambda state: None)
+    shown = [repr(upstream), str(upstream), upstream.model_dump_json(), repr(provider), repr(loaded), repr(loaded.version)]
+    shown += [repr(vars(thing)) for thing in (provider, loaded)]
+    echo = json.dumps({"error": {"message": f"Bearer {KEY}", "type": KEY, "code": KEY, "param": KEY}}).encode()
+    for status in (400, 401, 404, 429, 500):
+        server.push(Reply(status, (echo,), {"Content-Type": "application/json", "x-request-id": KEY, "Retry-After": KEY}))
+    server.push(failure("invalid_key"), Raw(f"HTTP/1.1 200 {KEY}\r\n{KEY}\r\n\r\n".encode()), Raw(f"{KEY}\r\n\r\n".encode()))
+    for _ in range(8):
+        with pytest.raises(AprendizError) as caught:
+            await ask(loaded, request())
+        shown += [repr(caught.value), str(caught.value), caught.value.detail, repr(caught.value.field)]
+    await loaded.aclose()
+    formatter = Redacting(JsonFormatter(), [KEY])
+    logged = [formatter.format(record) for record in caplog.records]
+    assert any("its words" in line for line in logged)
+    shown += logged
+    out = capsys.readouterr()
+    assert not [text for text in [*shown, out.out, out.err] if KEY in text or KEY[3:] in text]
+    assert len(server.received) == 8
