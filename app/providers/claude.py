@@ -30,6 +30,8 @@ _COUNT = "/v1/messages/count_tokens"
 _API_VERSION = "2023-06-01"
 _MAX_WHOLE_BYTES = 64 << 20
 _MAX_ERROR_BYTES = 1 << 16
+_MAX_TOKENS = 8192
+"""Longest answer where the caller names none: the format demands a number. Every model that the vendor serves takes it."""
 _ERROR_S = 5.0
 """Longest wait for the body of an error; its status alone says most."""
 _SLOW = 30.0
@@ -40,7 +42,7 @@ class ClaudeProvider(BaseLLMProvider):
     """The models of one upstream.
 
     Args:
-        context: as for every provider. ``model.max_tokens`` is the longest answer where a request names none.
+        context: as for every provider.
         name: the upstream's name; its models are ``NAME/MODEL``.
         upstream: its settings, key included.
     """
@@ -60,7 +62,6 @@ class ClaudeProvider(BaseLLMProvider):
             remote_version(self._upstream_name, self._upstream, spec.model),
             self._upstream,
             client=_client(self._upstream_name, self._upstream),
-            max_tokens=self.context.model.max_tokens,
             gate=self._gate,
             on_state=on_state,
         )
@@ -77,7 +78,6 @@ class ClaudeModel(RemoteModel):
         upstream: Upstream,
         *,
         client: HttpClient,
-        max_tokens: int,
         gate: asyncio.Semaphore,
         on_state: Callable[[EngineState], None],
     ) -> None:
@@ -93,7 +93,8 @@ class ClaudeModel(RemoteModel):
         )
         super().__init__(version, capabilities, gate=gate, on_state=on_state)
         self._client = client
-        self._max_tokens = max_tokens
+        half = _MAX_TOKENS if upstream.context_tokens is None else upstream.context_tokens // 2
+        self._max_tokens = min(_MAX_TOKENS, half)
         self._most_whole = int(upstream.read_timeout_s * _SLOW)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:

@@ -79,7 +79,7 @@ async def server() -> AsyncIterator[AnthropicServer]:
 
 @pytest.fixture
 async def model(server: AnthropicServer, make_context: MakeContext) -> AsyncIterator[LoadedModel]:
-    loaded = await opened(make_context(max_tokens=77), upstream_at(server.url, read_timeout_s=10))
+    loaded = await opened(make_context(), upstream_at(server.url, read_timeout_s=10, context_tokens=256))
     yield loaded
     await loaded.aclose()
 
@@ -131,7 +131,7 @@ async def test_a_whole_answer_and_a_stream_are_the_same(server: AnthropicServer,
     assert request.headers["content-type"] == "application/json"
     assert request.body == {
         "model": MODEL,
-        "max_tokens": 77,
+        "max_tokens": 128,
         "messages": [{"role": "user", "content": [{"type": "text", "text": "¿Qué?"}]}],
         "stream": not whole,
     }
