@@ -7,22 +7,43 @@ as options joined by ``+``:
 * ``upper``: in capitals; ``reverse``: its words from last to first;
 * ``slow``: 20 ms before each word;
 * ``tag-NAME``: ``NAME:`` before each word, so that each piece tells which model made it;
+* ``thinks``: before it answers, it says what it was asked as visible thinking, unless ``reasoning_effort`` is ``none``;
 * ``breaks``: the engine "dies" after three words (`EngineUnavailable`); ``unloadable``: `open` raises `ModelLoadFailed`.
 
-Each name is a version of its own. A token is a word. ``response_format`` gives JSON: the smallest that the schema allows.
+Each name is a version of its own. A token is a word, and as probable as can be. ``response_format`` gives JSON: the smallest
+that the schema allows. Tools are called when asked or forced (`app.providers.echo_tools`); after a tool has answered, it says
+back what the tool said. An image, a sound, a file is the word ``[image_url]``, ``[input_audio]``, ``[file]``. Embeddings:
+`app.providers.echo_vectors`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
-from app.core.errors import EngineUnavailable, InvalidRequest, ModelLoadFailed, UnknownModel
-from app.core.types import EngineState, Event, Finished, FinishReason, GenerationRequest, Message, ModelSpec, TextDelta, Usage
+from app.core.errors import ContextOverflow, EngineUnavailable, ModelLoadFailed, UnknownModel
+from app.core.types import (
+    EmbeddingRequest,
+    Embeddings,
+    EngineState,
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Message,
+    ModelSpec,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprobs,
+    Usage,
+)
+from app.providers import echo_vectors
 from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
 from app.providers.echo_json import smallest_json
+from app.providers.echo_tools import calls_of, deltas_of
 from app.providers.versions import text_hash, version_info
 
 _SLOTS = 1024
@@ -30,7 +51,7 @@ _SLOW_S = 0.02
 _BREAKS_AFTER = 3
 _CANNED = "Hello. I repeat what you say."
 _WORD = re.compile(r"\s*\S+")
-_OPTION = re.compile(r"echo|upper|reverse|slow|breaks|unloadable|tag-[A-Za-z0-9_.]{1,32}")
+_OPTION = re.compile(r"echo|upper|reverse|slow|thinks|breaks|unloadable|tag-[A-Za-z0-9_.]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +60,18 @@ class _Options:
     reverse: bool
     delay_s: float
     tag: str
+    thinks: bool
     breaks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One answer before it is said: each event is one token."""
+
+    events: list[Event]
+    reason: FinishReason
+    thoughts: int = 0
+    stop: str | None = None
 
 
 class EchoProvider(BaseLLMProvider):
@@ -51,7 +83,8 @@ class EchoProvider(BaseLLMProvider):
         names = spec.model.split("+")
         if len(names) > 8 or not all(_OPTION.fullmatch(name) for name in names):
             raise UnknownModel(
-                "The echo provider knows the names echo, upper, reverse, slow, tag-NAME, breaks and unloadable, joined by +."
+                "The echo provider knows the names echo, upper, reverse, slow, thinks, tag-NAME, breaks and unloadable, "
+                "joined by +."
             )
         if spec.adapter is not None:
             raise ModelLoadFailed("The echo provider takes no adapters.")
@@ -77,12 +110,23 @@ class EchoModel(LoadedModel):
             template_hash=None,
             context_tokens=limit,
         )
-        self.capabilities = Capabilities(slots=_SLOTS, context_tokens=limit, json_schema=True)
+        self.capabilities = Capabilities(
+            slots=_SLOTS,
+            context_tokens=limit,
+            json_schema=True,
+            tools=True,
+            logprobs=True,
+            embeddings=True,
+            raw_prompt=True,
+            images=True,
+            top_k=True,
+        )
         self._options = _Options(
             upper="upper" in names,
             reverse="reverse" in names,
             delay_s=_SLOW_S if "slow" in names else 0.0,
             tag="".join(f"{name[4:]}:" for name in names if name.startswith("tag-")),
+            thinks="thinks" in names,
             breaks="breaks" in names,
         )
         self._limit = limit
@@ -94,17 +138,27 @@ class EchoModel(LoadedModel):
         """See `LoadedModel.stream`."""
         prompt_tokens = await self.count_tokens(request)
         if prompt_tokens >= self._limit:
-            raise InvalidRequest(
+            raise ContextOverflow(
                 f"The prompt has {prompt_tokens} tokens; the model takes {self._limit}, with the answer. Shorten it.",
                 field="messages",
             )
-        words, reason = self._answer(request, self._limit - prompt_tokens)
-        for number, word in enumerate(words):
+        plan = self._plan(request, self._limit - prompt_tokens)
+        probable = request.sampling.logprobs
+        for number, event in enumerate(plan.events):
             await asyncio.sleep(self._options.delay_s)
             if self._closed.is_set() or (self._options.breaks and number == _BREAKS_AFTER):
                 raise EngineUnavailable("The engine stopped while it answered. Try again in a moment.", retry_after=1)
-            yield TextDelta(word)
-        yield Finished(reason, Usage(prompt_tokens=prompt_tokens, completion_tokens=len(words)))
+            yield event
+            if probable is not None and isinstance(event, TextDelta):
+                yield TokenLogprobs((_certain(event.text, probable),))
+        usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=len(plan.events), reasoning_tokens=plan.thoughts)
+        yield Finished(plan.reason, usage, plan.stop)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `LoadedModel.embed`."""
+        if self._closed.is_set():
+            raise EngineUnavailable("The model engine is stopped.", retry_after=1)
+        return echo_vectors.embed(request)
 
     async def count_tokens(self, request: GenerationRequest) -> int:
         """Words of all messages."""
@@ -122,18 +176,28 @@ class EchoModel(LoadedModel):
             self._closed.set()
             self._on_state(EngineState.STOPPED)
 
-    def _answer(self, request: GenerationRequest, room: int) -> tuple[list[str], FinishReason]:
+    def _plan(self, request: GenerationRequest, room: int) -> _Plan:
         sampling = request.sampling
-        text = self._text(request)
-        ends = [index for index in (text.find(stop) for stop in sampling.stop if stop) if index >= 0]
-        if ends:
-            text = text[: min(ends)]
-        words = _WORD.findall(text)
+        said = _said(request)
+        thoughts = self._thoughts(request, said)
         limit = min(room, self._max_tokens if sampling.max_tokens is None else sampling.max_tokens)
-        return (words[:limit], "length") if len(words) > limit else (words, "stop")
+        calls = calls_of(request, said)
+        stop = None
+        if calls:
+            events: list[Event] = [*thoughts, *deltas_of(calls, turn=len(request.messages))]
+        else:
+            text, stop = _stopped(self._text(request, said), sampling.stop)
+            events = [*thoughts, *map(TextDelta, _WORD.findall(text))]
+        if len(events) > limit:
+            return _Plan(events[:limit], "length", min(limit, len(thoughts)))
+        return _Plan(events, "tool_calls" if calls else "stop", len(thoughts), stop)
 
-    def _text(self, request: GenerationRequest) -> str:
-        said = next((_text(message) for message in reversed(request.messages) if message.role == "user"), "")
+    def _thoughts(self, request: GenerationRequest, said: str) -> list[ReasoningDelta]:
+        if not self._options.thinks or request.sampling.reasoning_effort == "none":
+            return []
+        return [ReasoningDelta(word) for word in _WORD.findall(f"I was asked: {said}")]
+
+    def _text(self, request: GenerationRequest, said: str) -> str:
         text = said if said.strip() else _CANNED
         options = self._options
         if options.upper:
@@ -146,6 +210,29 @@ class EchoModel(LoadedModel):
         return _WORD.sub(lambda match: _tagged(match.group(), options.tag), text) if options.tag else text
 
 
+def _said(request: GenerationRequest) -> str:
+    """What there is to say back: what the tools answered last, else the last user message."""
+    answered = list(takewhile(lambda message: message.role == "tool", reversed(request.messages)))
+    if answered:
+        return "\n".join(_text(message) for message in reversed(answered))
+    return next((_text(message) for message in reversed(request.messages) if message.role == "user"), "")
+
+
+def _stopped(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
+    """``text`` up to the first of ``stops``, and which that is."""
+    found = [(text.find(stop), stop) for stop in stops if stop and stop in text]
+    if not found:
+        return text, None
+    place, stop = min(found)
+    return text[:place], stop
+
+
+def _certain(token: str, alternatives: int) -> dict[str, object]:
+    """The entry of a token in the OpenAI ``logprobs.content`` form."""
+    entry = {"token": token, "logprob": 0.0, "bytes": list(token.encode("utf-8", "replace"))}
+    return {**entry, "top_logprobs": [entry] if alternatives else []}
+
+
 def _tagged(word: str, tag: str) -> str:
     bare = word.lstrip()
     return word[: len(word) - len(bare)] + tag + bare
@@ -153,6 +240,10 @@ def _tagged(word: str, tag: str) -> str:
 
 def _text(message: Message) -> str:
     content = message.content
-    if isinstance(content, list):
-        return " ".join(part["text"] for part in content if isinstance(part.get("text"), str))
-    return content or ""
+    return " ".join(_words(content)) if isinstance(content, list) else content or ""
+
+
+def _words(parts: list[dict[str, object]]) -> Iterator[str]:
+    for part in parts:
+        text = part.get("text")
+        yield text if isinstance(text, str) else f"[{part.get('type', 'part')}]"

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from app.core.errors import EngineUnavailable, InvalidRequest, ModelLoadFailed, UnknownModel
-from app.core.types import Answer, EngineState, GenerationRequest, Message, ModelSpec, Sampling, TextDelta, fold
+from app.core.types import (
+    Answer,
+    EmbeddingRequest,
+    EngineState,
+    GenerationRequest,
+    Message,
+    ModelSpec,
+    Sampling,
+    TextDelta,
+    fold,
+)
 from app.providers.base import LoadedModel, ProviderContext
 from app.providers.contract import ask, verify
 from app.providers.echo import EchoProvider
@@ -26,7 +36,7 @@ async def said(model: LoadedModel, text: str, **sampling: Any) -> Answer:
     return await fold(model.stream(GenerationRequest((Message("user", text),), sampling=Sampling(**sampling))))
 
 
-@pytest.mark.parametrize("name", ["echo", "upper+slow", "reverse+tag-a"])
+@pytest.mark.parametrize("name", ["echo", "upper+slow", "reverse+tag-a", "thinks"])
 async def test_fulfils_the_contract(make_context: MakeContext, name: str) -> None:
     assert await verify(lambda: opened(make_context, name)) == []
 
@@ -56,7 +66,7 @@ async def test_tag_is_on_every_piece(make_context: MakeContext) -> None:
 async def test_last_user_message_in_parts(make_context: MakeContext) -> None:
     model = await opened(make_context)
     parts: list[dict[str, Any]] = [{"type": "text", "text": "two"}, {"type": "text", "text": "parts"}]
-    messages = (Message("user", "one"), Message("assistant", "x"), Message("user", parts), Message("tool", "y"))
+    messages = (Message("user", "one"), Message("tool", "y"), Message("user", parts), Message("assistant", "x"))
     assert (await fold(model.stream(GenerationRequest(messages)))).text == "two parts"
 
 
@@ -152,3 +162,93 @@ async def test_bad_schemas_are_refused_or_bounded(make_context: MakeContext, sch
     model = await opened(make_context)
     with pytest.raises(InvalidRequest):
         await said(model, "hi", response_format=form(schema))
+
+
+TOOLS = tuple(
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}, "required": ["n"]},
+        },
+    }
+    for name in ("first", "second")
+)
+NAMED = {"type": "function", "function": {"name": "second"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "choice", "parallel", "calls"),
+    [
+        ('call second {"a": {"b": 1}}', "auto", None, [("second", {"a": {"b": 1}})]),
+        ('please\ncall first {"a": 1}\ncall second {"b": 2}', None, None, [("first", {"a": 1}), ("second", {"b": 2})]),
+        ('call first {"a": 1}\ncall second {"b": 2}', None, False, [("first", {"a": 1})]),
+        ("call first", None, None, [("first", {})]),
+        ("call first {broken", None, None, [("first", {})]),
+        ("call third {}", None, None, []),
+        ("call first {}", "none", None, []),
+        ("hello", "required", None, [("first", {"n": 3})]),
+        ("hello", NAMED, None, [("second", {"n": 3})]),
+        ('call first {}\ncall second {"x": 1}', NAMED, None, [("second", {"x": 1})]),
+    ],
+)
+async def test_tools_are_called_when_asked_or_forced(
+    make_context: MakeContext, text: str, choice: Any, parallel: bool | None, calls: list[tuple[str, Any]]
+) -> None:
+    answer = await said(await opened(make_context), text, tools=TOOLS, tool_choice=choice, parallel_tool_calls=parallel)
+    found = [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in answer.tool_calls]
+    assert found == calls
+    assert answer.finish_reason == ("tool_calls" if calls else "stop")
+    assert (answer.text == "") == bool(calls)
+    ids = [call["id"] for call in answer.tool_calls]
+    assert len(set(ids)) == len(ids)
+
+
+async def test_what_a_tool_answered_is_said_back(make_context: MakeContext) -> None:
+    model = await opened(make_context)
+    messages = (
+        Message("user", "call first {}"),
+        Message("assistant", None),
+        Message("tool", "it is"),
+        Message("tool", "seven"),
+    )
+    answer = await fold(model.stream(GenerationRequest(messages, sampling=Sampling(tools=TOOLS))))
+    assert (answer.text, answer.tool_calls) == ("it is\nseven", ())
+
+
+async def test_thinking_comes_first_and_counts(make_context: MakeContext) -> None:
+    model = await opened(make_context, "thinks")
+    answer = await said(model, "a b")
+    assert (answer.reasoning, answer.text) == ("I was asked: a b", "a b")
+    assert (answer.usage.reasoning_tokens, answer.usage.completion_tokens) == (5, 7)
+    assert (await said(model, "a b", reasoning_effort="none")).reasoning == ""
+    cut = await said(model, "a b", max_tokens=3)
+    assert (cut.text, cut.finish_reason, cut.usage.reasoning_tokens) == ("", "length", 3)
+
+
+async def test_every_token_is_certain(make_context: MakeContext) -> None:
+    answer = await said(await opened(make_context), "ñ b", logprobs=1)
+    assert [entry["token"] for entry in answer.logprobs] == ["ñ", " b"]
+    assert answer.logprobs[0]["bytes"] == [195, 177]
+    assert all(entry["logprob"] == 0.0 and len(entry["top_logprobs"]) == 1 for entry in answer.logprobs)
+
+
+async def test_says_which_stop_ended_it(make_context: MakeContext) -> None:
+    model = await opened(make_context)
+    assert (await said(model, "a b c", stop=("c", "b"))).stop_sequence == "b"
+    assert (await said(model, "a b c", stop=("z",))).stop_sequence is None
+
+
+async def test_embeddings_are_unit_vectors_that_know_shared_words(make_context: MakeContext) -> None:
+    model = await opened(make_context)
+    found = await model.embed(EmbeddingRequest(("the red car", "a red car", "bonjour monde", "", "the red car")))
+    one, near, far, empty, again = found.vectors
+    assert one == again
+    assert all(abs(sum(x * x for x in vector) - 1) < 1e-9 and len(vector) == 64 for vector in found.vectors)
+    assert sum(a * b for a, b in zip(one, near, strict=True)) > 0.5 > sum(a * b for a, b in zip(one, far, strict=True))
+    assert empty != one
+    assert found.prompt_tokens == 11
+    short = await model.embed(EmbeddingRequest(("the red car",), dimensions=8))
+    assert len(short.vectors[0]) == 8
+    with pytest.raises(InvalidRequest, match="64"):
+        await model.embed(EmbeddingRequest(("a",), dimensions=65))
