@@ -24,9 +24,6 @@ MakeContext = Callable[..., ProviderContext]
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(300)]
 KEY = "k" * 40
 _WORKER = "app.providers.workers.llamacpp_worker"
-    "type": "function",
-    "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {"const": "x"}}}},
-}
 
 
 @pytest.fixture
