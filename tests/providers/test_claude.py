@@ -164,6 +164,27 @@ async def test_connections_serve_again(server: AnthropicServer, model: LoadedMod
     assert server.connections == 1
 
 
+async def test_a_connection_serves_again_though_its_body_ends_later_than_the_answer(
+    server: AnthropicServer, model: LoadedModel
+) -> None:
+    server.push(as_stream([RECORDED, b": the end\n\n"], pause_s=0.02), HELLO)
+    await answered(model)
+    await asyncio.sleep(0.2)
+    await answered(model)
+    assert server.connections == 1
+
+
+async def test_the_body_of_an_error_is_not_waited_for_long(
+    server: AnthropicServer, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.providers.claude._ERROR_S", 0.05)
+    server.push(Reply(429, [b'{"type":'], {"retry-after": "3"}, hang=True))
+    async with asyncio.timeout(5):
+        _, error = await collected(model)
+    assert isinstance(error, UpstreamBusy)
+    assert error.retry_after == 3
+
+
 async def test_counts_tokens(server: AnthropicServer, model: LoadedModel) -> None:
     assert await model.count_tokens(asking("one two three", max_tokens=5, temperature=0.5, stop=("x",))) == 3
     assert server.received[0].path == "/v1/messages/count_tokens"

@@ -167,6 +167,23 @@ def test_an_empty_result_and_empty_texts() -> None:
     ]
 
 
+def test_a_tool_that_failed_and_a_cacheable_result() -> None:
+    made = body(
+        user(),
+        Message("assistant", None, tool_calls=(call(1),)),
+        Message("tool", "no such place", tool_call_id="call_1", is_error=True, cache_control=MARK),
+    )
+    assert made["messages"][2]["content"] == [
+        {
+            "type": "tool_result",
+            "tool_use_id": "call_1",
+            "content": [text("no such place")],
+            "is_error": True,
+            "cache_control": MARK,
+        }
+    ]
+
+
 @pytest.mark.parametrize(
     ("part", "block"),
     [
