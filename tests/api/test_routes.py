@@ -32,6 +32,8 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/predict"): PREDICT,
     ("WS", "/predict/ws"): PREDICT,
     ("POST", "/v1/chat/completions"): PREDICT,
+    ("POST", "/v1/messages"): PREDICT,
+    ("POST", "/v1/messages/count_tokens"): PREDICT,
     ("POST", "/feedback"): ANYONE,  # by feedback token; with a prediction's id it needs the scope, see below
     ("GET", "/feedback"): READ,
     ("GET", "/feedback/export"): ADMINS,

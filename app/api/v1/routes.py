@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-from app.api.v1 import chat
+from app.api.v1 import chat, messages
 from app.api.v1.describe import Operation
 
 
 def routes() -> list[BaseRoute]:
     """The routes, for the app to put before all others."""
-    return [chat.route()]
+    return [chat.route(), *messages.routes()]
 
 
 def operations() -> list[Operation]:
     """What each of them is, for ``/openapi.json``."""
-    return [chat.OPERATION]
+    return [chat.OPERATION, *messages.OPERATIONS]
