@@ -79,6 +79,10 @@ class Aliases:
                 return target.spec
         return None
 
+    def versions(self) -> frozenset[str]:
+        """The versions that aliases mean, as far as they are known."""
+        return frozenset(target.record.version for target in self._targets.values() if target.record is not None)
+
     def names_of(self, spec: ModelSpec) -> tuple[str, ...]:
         """The aliases that mean ``spec``."""
         return tuple(name for name, target in self._targets.items() if target.spec == spec)

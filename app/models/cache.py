@@ -16,13 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from app.core.errors import AprendizError
+from app.core.errors import AprendizError, ContextOverflow
 from app.core.metrics import Metrics
 from app.core.settings import Cache
 from app.core.types import Event, GenerationRequest, Message, Sampling
-from app.models.recording import Recorder, Recording, size_of
+from app.models.recording import Origin, Recorder, Recording, size_of
 
 _KEPT: Final = frozenset({"stop", "length", "tool_calls"})
+_LASTING: Final = frozenset({None, ContextOverflow.slug})
+"""Why a target answered that will answer next time too."""
 _ENTRY_BYTES: Final = 512
 """What an entry takes beside its recording: key, places in the tables, age."""
 _SHARE: Final = 16
@@ -100,17 +102,15 @@ class Lease:
         """Takes the next events of the answer, the closing one too."""
         self._recorder.note(events)
 
-    async def keep(self, *, provider: str, model: str, version: str, sampling: Sampling, fallback: str | None = None) -> None:
+    async def keep(self, origin: Origin) -> None:
         """The answer is whole and stored: gives it to those who wait, and keeps it for others.
 
         Another target's answer for a first one that failed, and one that a filter cut, go to those who wait, and no further.
         """
         recording = None
         try:
-            recording = self._recorder.recording(
-                provider=provider, model=model, version=version, sampling=sampling, fallback=fallback
-            )
-            if recording is not None and recording.finished.reason in _KEPT and fallback is None and not self.purged:
+            recording = self._recorder.recording(origin)
+            if recording is not None and self._worth_keeping(recording):
                 await self._cache.put(self.question, recording)
         finally:
             self._cache.end(self, recording)
@@ -118,6 +118,9 @@ class Lease:
     def abandon(self) -> None:
         """There is no answer to give again: one of those who wait is next. After `keep`, or a second time, does nothing."""
         self._cache.end(self, None)
+
+    def _worth_keeping(self, recording: Recording) -> bool:
+        return not self.purged and recording.finished.reason in _KEPT and recording.origin.fallback in _LASTING
 
 
 class ResponseCache:
@@ -225,7 +228,7 @@ class ResponseCache:
             return None
         recording, age_s = found
         old = question.max_age_s is not None and age_s > question.max_age_s
-        return None if old or recording.version not in question.versions else recording
+        return None if old or recording.origin.version not in question.versions else recording
 
     def _lease(self, question: Question) -> Lease:
         self._counts["miss"].inc()
@@ -303,7 +306,9 @@ class MemoryStore:
 
     async def purge(self, *, version: str | None = None, user_id: str | None = None) -> None:
         """As `AnswerStore.purge`."""
-        self._drop([key for key, each in self._entries.items() if version == each.recording.version or user_id == each.user_id])
+        self._drop(
+            [key for key, each in self._entries.items() if version == each.recording.origin.version or user_id == each.user_id]
+        )
 
     async def sweep(self) -> None:
         """As `AnswerStore.sweep`; looks through all of them, so no more than once in the life of an answer."""

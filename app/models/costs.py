@@ -34,6 +34,8 @@ _READ_S: Final = 10.0
 _ACCOUNTS: Final = 10_000
 _NAMES: Final = 1024
 _SOON_S: Final = 2.0
+_ANSWER_TOKENS: Final = 4096
+"""What is set aside for an answer whose caller names no limit."""
 _IMAGE_TOKENS: Final = 8192
 _MESSAGE_TOKENS: Final = 64
 _WHOSE: Final[Mapping[Subject, str]] = {
@@ -293,7 +295,7 @@ class Ledger:
         return None if rates is None else rates.cost(usage)
 
     async def admit(self, request: GenerationRequest, principal: Principal, models: Iterable[str], prediction_id: str) -> Hold:
-        """Sets aside the most that the dearest of ``models`` could cost for ``request``, its ``max_tokens`` filled in.
+        """Sets aside the most that the dearest of ``models`` could cost for ``request``.
 
         Asks nothing of anybody where no budget is set, or where none of the models costs anything.
 
@@ -304,7 +306,7 @@ class Ledger:
         if not self._budgets:
             return Hold()
         rates = [found for model in models if (found := self._prices.of(model)) is not None]
-        prompt, answer = (most_tokens(request), request.sampling.max_tokens or 0) if rates else (0, 0)
+        prompt, answer = (most_tokens(request), request.sampling.max_tokens or _ANSWER_TOKENS) if rates else (0, 0)
         most = max((each.most(prompt, answer) for each in rates), default=0)
         if most == 0:
             return Hold()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from app.core.errors import AprendizError, UpstreamError
+from app.core.errors import UpstreamError
 from app.core.records import PredictionRecord
 from app.core.types import Answer, Event, GenerationRequest, Sampling
 
@@ -88,10 +88,6 @@ class Generation(abc.ABC):
                 if isinstance(batch, Completed):
                     return batch
         raise UpstreamError("The answer was cut off before its end. Try again.")
-
-    @abc.abstractmethod
-    def interrupt(self, error: AprendizError) -> None:
-        """Ends it from outside with ``error``, whether it waits for the engine, for its consumer, or was never begun."""
 
 
 def to_input(request: GenerationRequest) -> Mapping[str, Any]:

@@ -33,7 +33,10 @@ from app.core.types import (
     ToolCallDelta,
     Usage,
 )
+from app.models.cache import Lease
+from app.models.costs import Hold
 from app.models.generation import Completed, Generation, to_input
+from app.models.recording import Origin
 from app.models.stores import PredictionStore
 from app.models.targets import Attempt
 from app.models.tries import Tries
@@ -48,7 +51,11 @@ _ERROR_WAITS_S = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the manager has reserved for one generation. Times on ``clock``; ``spawn`` runs what must outlive its caller."""
+    """What is reserved for one generation. Times on ``clock``; ``spawn`` runs what must outlive its caller.
+
+    ``price``: nano-dollars of a usage of a model, or None; ``hold``: the money set aside for it. ``lease``: the duty to answer
+    for others who ask the same, if there is one.
+    """
 
     id: str
     request: GenerationRequest
@@ -60,7 +67,10 @@ class Work:
     metrics: Metrics
     clock: Callable[[], float]
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-    on_end: Callable[[Generation], None]
+    on_end: Callable[[LiveGeneration], None]
+    price: Callable[[str, Usage], int | None]
+    hold: Hold
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +128,8 @@ class LiveGeneration(Generation):
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._settling is None or not self._settling.done():
+        told = self._settling is not None and isinstance(value, AprendizError)
+        if not told:
             await self._settle(_End("cancelled", "cancelled", Usage()))
 
     async def batches(self) -> AsyncGenerator[Sequence[Event] | Completed, None]:
@@ -147,7 +158,7 @@ class LiveGeneration(Generation):
         yield Completed(self._record, answer)
 
     def interrupt(self, error: AprendizError) -> None:
-        """As `Generation.interrupt`."""
+        """Ends it from outside with ``error``, whether it waits for the engine, for its consumer, or was never begun."""
         if self._interruption is not None or self._settling is not None:
             return
         self._interruption = error
@@ -180,6 +191,8 @@ class LiveGeneration(Generation):
 
     def _note(self, batch: Sequence[Event]) -> None:
         self._begun = True
+        if self._work.lease is not None:
+            self._work.lease.note(batch)
         add = self._folder.add
         for event in batch:
             add(event)
@@ -229,14 +242,29 @@ class LiveGeneration(Generation):
         await self._tries.aclose()
         if end.status != "ok":
             end = dataclasses.replace(end, usage=await self._usage_so_far())
+        cost = self._work.price(self.model, end.usage)
         try:
-            await self._keep(end)
+            await self._keep(end, cost)
+            await self._share(end)
         finally:
+            # After the row is there: until it is, what was set aside stands for it.
+            self._work.hold.settle(cost)
+            if self._work.lease is not None:
+                self._work.lease.abandon()
             self._count(end)
             self._work.on_end(self)
 
-    async def _keep(self, end: _End) -> None:
-        record = self._to_record(end)
+    async def _share(self, end: _End) -> None:
+        """Gives a whole, stored answer to those who asked the same."""
+        work, request = self._work, self._attempt.request
+        if work.lease is None or end.status != "ok" or self._record is None:
+            return
+        head = request.messages[: len(request.messages) - len(work.request.messages)]
+        kept = self._record
+        await work.lease.keep(Origin(kept.provider, kept.model, kept.version, head, request.sampling, self.fallback))
+
+    async def _keep(self, end: _End, cost: int | None) -> None:
+        record = self._to_record(end, cost)
         try:
             await self._work.store.add(record)
         except AprendizError as error:
@@ -259,7 +287,7 @@ class LiveGeneration(Generation):
                     prompt = await attempt.deployment.loaded.count_tokens(attempt.request)
         return Usage(prompt_tokens=prompt, completion_tokens=self._pieces)
 
-    def _to_record(self, end: _End) -> PredictionRecord:
+    def _to_record(self, end: _End, cost: int | None) -> PredictionRecord:
         work, attempt, answer = self._work, self._attempt, end.answer
         spec = attempt.deployment.spec
         return PredictionRecord(
@@ -285,6 +313,7 @@ class LiveGeneration(Generation):
             alias=self._tries.plan.name,
             tool_calls=() if answer is None else answer.tool_calls,
             cached_tokens=end.usage.cached_tokens,
+            cost_nanousd=cost,
             fallback=self.fallback,
             reasoning="" if answer is None else storable(answer.reasoning),
         )

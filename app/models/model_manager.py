@@ -10,33 +10,27 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from app.core.errors import (
-    AprendizError,
-    Overloaded,
-    ShuttingDown,
-)
-from app.core.ids import uuid7
+from app.core.errors import AprendizError
 from app.core.metrics import Metrics
 from app.core.records import AliasRecord, VersionRecord
 from app.core.settings import Model, Routing, Upstream
 from app.core.types import EmbeddingRequest, Embeddings, EngineState, GenerationRequest, ModelSpec, Principal, VersionInfo
 from app.models.aliases import DEFAULT, Aliases, Target
+from app.models.cache import ResponseCache
+from app.models.calls import Calls, Desk, shutting_down
+from app.models.costs import Ledger
 from app.models.deployment import Deployment
-from app.models.fitting import as_asked
 from app.models.generation import Completed, Generation
-from app.models.live import LiveGeneration, Work
 from app.models.pool import Pool
 from app.models.routing import ModelName, Names
 from app.models.status import AliasStatus, ManagerStatus
 from app.models.stores import ModelStores, Providers
 from app.models.targets import Targets
-from app.models.tries import Tries
 
 __all__ = ["Completed", "Generation", "ManagerStatus", "ModelManager", "ModelStores"]
 
@@ -59,6 +53,8 @@ class ModelManager:
         metrics: the service's metrics.
         routing: section ``routing``.
         upstreams: ``providers.upstreams``.
+        cache: answers to be given again; None: there are none.
+        ledger: prices and budgets; None: nothing has a price.
         clock: seconds, monotonic.
         rng: for weights and jitter.
     """
@@ -72,6 +68,8 @@ class ModelManager:
         metrics: Metrics,
         routing: Routing = _NO_ROUTES,
         upstreams: Mapping[str, Upstream] = MappingProxyType({}),
+        cache: ResponseCache | None = None,
+        ledger: Ledger | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -90,12 +88,25 @@ class ModelManager:
             metrics,
             clock=clock,
             rng=rng or random.Random(),  # noqa: S311  # spreads load, keeps no secret
-            active=lambda: len(self._active),
+            active=lambda: self._calls.active,
             spawn=self._spawn,
         )
-        self._active: set[Generation] = set()
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._cache = cache
+        self._calls = Calls(
+            Desk(
+                settings=settings,
+                names=self._names,
+                aliases=self._aliases,
+                pool=self._pool,
+                targets=self._targets,
+                store=stores.predictions,
+                metrics=metrics,
+                clock=clock,
+                spawn=self._spawn,
+                cache=cache,
+                ledger=ledger,
+            )
+        )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ticker: asyncio.Task[None] | None = None
         self._stopping = False
@@ -118,26 +129,16 @@ class ModelManager:
             InvalidRequest: the model cannot take this request.
             ShuttingDown: the service is going down.
         """
-        called_at, created_at = self._clock(), datetime.now(UTC)
-        try:
-            self._check_running()
-            tries = self._tries(request, principal, called_at)
-            await self._reserve(tries)
-            return await self._generation(request, principal, tries, called_at, created_at)
-        except AprendizError as error:
-            self._metrics.rejected.labels(error.slug).inc()
-            raise
+        return await self._calls.generate(request, principal)
 
     async def embed(self, request: EmbeddingRequest, principal: Principal) -> tuple[Embeddings, str]:
         """The vectors, and the name of the model that made them. Raises as `generate`, and InvalidRequest where the model makes
         none."""
-        async with self._borrow(request.model, principal) as deployment:
-            return await deployment.loaded.embed(request), deployment.name
+        return await self._calls.embed(request, principal)
 
     async def count_tokens(self, request: GenerationRequest, principal: Principal) -> int:
         """Prompt tokens of ``request`` as the first target that its name stands for counts them. Raises as `generate`."""
-        async with self._borrow(request.model, principal) as deployment:
-            return await deployment.loaded.count_tokens(as_asked(request, deployment.loaded, self._settings))
+        return await self._calls.count_tokens(request, principal)
 
     def names(self) -> list[ModelName]:
         """Every name that callers may ask for; what upstreams expose by pattern is not listed."""
@@ -175,6 +176,11 @@ class ModelManager:
         """All versions that have been loaded here."""
         return await self._stores.versions.list()
 
+    async def forget_answers(self, user_id: str) -> None:
+        """Gives no answer again that this user had before: to be called when the user deletes one, or is deleted."""
+        if self._cache is not None:
+            await self._cache.purge_user(user_id)
+
     def status(self) -> ManagerStatus:
         """Everything to show, without waiting."""
         aliases = tuple(self._alias_status(name, target) for name, target in self._aliases.targets.items())
@@ -194,21 +200,7 @@ class ModelManager:
     async def drain(self, grace_s: float) -> None:
         """Refuses what is new and what waits, lets what runs end for ``grace_s`` seconds, then ends it with `ShuttingDown`."""
         self._stopping = True
-        for deployment in self._pool.all():
-            deployment.scheduler.refuse(_shutting_down)
-        try:
-            async with asyncio.timeout(grace_s):
-                await self._quiet.wait()
-        except TimeoutError:
-            late = list(self._active)
-            logger.warning("answers cut at shutdown", extra={"data": {"count": len(late)}})
-            for generation in late:
-                generation.interrupt(_shutting_down())
-            try:
-                async with asyncio.timeout(_END_S):
-                    await self._quiet.wait()
-            except TimeoutError:
-                logger.error("answers did not end at shutdown", extra={"data": {"count": len(self._active)}})
+        await self._calls.drain(grace_s)
 
     async def aclose(self) -> None:
         """Ends everything now: answers, loads, engines. Never raises; may be called twice."""
@@ -220,80 +212,22 @@ class ModelManager:
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=_END_S)
 
-    @asynccontextmanager
-    async def _borrow(self, model: str | None, principal: Principal) -> AsyncIterator[Deployment]:
-        """A slot at the first target of ``model``, and at no other: vectors and tokens of two models do not mix."""
-        try:
-            self._check_running()
-            spec = self._names.plan(model).candidates[0].spec
-            async with self._targets.borrow(spec, principal.user_id) as deployment:
-                yield deployment
-        except AprendizError as error:
-            self._metrics.rejected.labels(error.slug).inc()
-            raise
-
-    def _tries(self, request: GenerationRequest, principal: Principal, called_at: float) -> Tries:
-        return Tries(
-            self._names.plan(request.model),
-            request,
-            principal.user_id,
-            self._targets,
-            called_at=called_at,
-            timeout_s=self._settings.answer_timeout_s,
-        )
-
-    async def _reserve(self, tries: Tries) -> None:
-        """The first slot, within the deadline of a route."""
-        if tries.plan.deadline_s is None:
-            await tries.reserve()
-            return
-        try:
-            async with asyncio.timeout(max(tries.left_s(), 0.0)):
-                await tries.reserve()
-        except TimeoutError:
-            detail = f"No slot became free within {tries.limit_s:g} seconds. Try again later."
-            raise Overloaded(detail, retry_after=1) from None
-
-    async def _generation(
-        self, request: GenerationRequest, principal: Principal, tries: Tries, called_at: float, created_at: datetime
-    ) -> Generation:
-        if self._stopping:
-            await tries.aclose()
-            raise _shutting_down()
-        generation = LiveGeneration(
-            Work(
-                id=request.prediction_id or uuid7(),
-                request=request,
-                principal=principal,
-                tries=tries,
-                called_at=called_at,
-                created_at=created_at,
-                store=self._stores.predictions,
-                metrics=self._metrics,
-                clock=self._clock,
-                spawn=self._spawn,
-                on_end=self._ended,
-            )
-        )
-        self._active.add(generation)
-        self._quiet.clear()
-        return generation
-
-    def _ended(self, generation: Generation) -> None:
-        self._active.discard(generation)
-        if not self._active:
-            self._quiet.set()
-
-    def _check_running(self) -> None:
-        if self._stopping:
-            raise _shutting_down()
-
     async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
         """Runs a change of an alias so that a caller who leaves does not stop it half-way."""
         if self._stopping:
             change.close()
-            raise _shutting_down()
-        return await asyncio.shield(self._spawn(change))
+            raise shutting_down()
+        return await asyncio.shield(self._spawn(self._purging(change)))
+
+    async def _purging(self, change: Coroutine[Any, Any, T]) -> T:
+        """After a change of an alias: no answer is given again of a version that no alias means any more."""
+        before = self._aliases.versions()
+        try:
+            return await change
+        finally:
+            if self._cache is not None:
+                for version in before - self._aliases.versions():
+                    await self._cache.purge(version)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -326,7 +260,7 @@ class ModelManager:
         )
 
     def _on_ready(self, deployment: Deployment) -> None:
-        self._spawn(self._aliases.note_loaded(deployment))
+        self._spawn(self._purging(self._aliases.note_loaded(deployment)))
 
     def _load_default(self) -> None:
         try:
@@ -351,6 +285,8 @@ class ModelManager:
         if self._stopping:
             return
         self._pool.sweep()
+        if self._cache is not None:
+            self._spawn(self._cache.sweep())
         for deployment in self._pool.all():
             self._targets.show_breaker(deployment)
         failure = self._pool.failure(self._aliases.targets[DEFAULT].spec)
@@ -390,7 +326,3 @@ class ModelManager:
                 return "The model engine is being restarted."
             case _:
                 return default.error or "The model engine is not available."
-
-
-def _shutting_down() -> ShuttingDown:
-    return ShuttingDown("The service is shutting down. Try again in a moment.", retry_after=5)

@@ -179,10 +179,10 @@ class Pool:
     def _make_room(self, wanted: ModelSpec, replaces: ModelSpec | None) -> None:
         """Evicts the longest unused idle one of the kind of ``wanted`` while as many are there as may be; one that is about to
         be replaced does not count."""
-        remote = self._is_remote(wanted)
+        remote = self.is_remote(wanted)
         most = _MOST_REMOTE if remote else self._settings.max_loaded
         while True:
-            kind = [each for spec, each in self._current.items() if spec != replaces and self._is_remote(spec) is remote]
+            kind = [each for spec, each in self._current.items() if spec != replaces and self.is_remote(spec) is remote]
             if len(kind) < most:
                 return
             idle = [each for each in kind if self._evictable(each)]
@@ -193,7 +193,7 @@ class Pool:
             logger.info("model unloaded to make room", extra={"data": {"model": oldest.name}})
             self.discard(oldest)
 
-    def _is_remote(self, spec: ModelSpec) -> bool:
+    def is_remote(self, spec: ModelSpec) -> bool:
         """By its provider's name; what a package brings is known only once it has loaded."""
         deployment = self._current.get(spec)
         return spec.provider in self._remote or (deployment is not None and deployment.remote)

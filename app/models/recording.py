@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from app.core.types import Event, Finished, ReasoningDelta, Sampling, TextDelta, TokenLogprobs, ToolCallDelta
+from app.core.types import Event, Finished, Message, ReasoningDelta, Sampling, TextDelta, TokenLogprobs, ToolCallDelta
 
 PIECE: Final = 2048
 """Characters that a replay sends in one piece, where they came in smaller ones."""
@@ -19,18 +19,27 @@ _LOGPROB_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
-    """A whole answer, to be given again. ``events``: in their order, adjacent text joined; the last is `Finished`.
+class Origin:
+    """Where an answer came from.
 
-    ``sampling``: as the model got it. ``fallback``: as in `PredictionRecord`.
+    ``head``: messages that this service put in front of the caller's. ``sampling``: as the model got it. ``fallback``: as in
+    `app.core.records.PredictionRecord`.
     """
 
     provider: str
     model: str
     version: str
-    sampling: Sampling
-    events: tuple[Event, ...]
+    head: tuple[Message, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
     fallback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A whole answer, to be given again. ``events``: in their order, adjacent text joined; the last is `Finished`."""
+
+    origin: Origin
+    events: tuple[Event, ...]
 
     @property
     def finished(self) -> Finished:
@@ -60,13 +69,11 @@ class Recorder:
             else:
                 self._events[-1] = joined
 
-    def recording(
-        self, *, provider: str, model: str, version: str, sampling: Sampling, fallback: str | None
-    ) -> Recording | None:
+    def recording(self, origin: Origin) -> Recording | None:
         """What was taken, or None where it was too large or has no end."""
         if self._room <= 0 or not self._events or not isinstance(self._events[-1], Finished):
             return None
-        return Recording(provider, model, version, sampling, tuple(self._events), fallback)
+        return Recording(origin, tuple(self._events))
 
 
 def size_of(recording: Recording) -> int:
@@ -77,8 +84,8 @@ def size_of(recording: Recording) -> int:
 def _parts(value: Any) -> Iterator[Any]:
     yield value
     if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from _parts(getattr(value, field.name))
+        for each in dataclasses.fields(value):
+            yield from _parts(getattr(value, each.name))
     elif isinstance(value, Mapping):
         for key, each in value.items():
             yield from _parts(key)

@@ -27,10 +27,11 @@ from app.core.types import (
     Usage,
 )
 from app.models.cache import Lease, MemoryStore, Question, ResponseCache, key_of, repeatable
-from app.models.recording import PIECE, Recorder, Recording, size_of
+from app.models.recording import PIECE, Origin, Recorder, Recording, size_of
 from tests.models.doubles import TIMEOUT_S, Clock, until
 
 END = Finished("stop", Usage(3, 2))
+ORIGIN = Origin("p", "m", "v1")
 
 
 def question(key: str = "k", user_id: str = "ana", version: str = "v1", **more: Any) -> Question:
@@ -70,7 +71,7 @@ async def answer(lease: Lease, text: str = "yes", *, end: Finished | None = END,
     if end is not None:
         lease.note([end])
     (version,) = lease.question.versions
-    await lease.keep(provider="p", model="m", version=version, sampling=Sampling(), fallback=fallback)
+    await lease.keep(Origin("p", "m", version, fallback=fallback))
 
 
 def text_of(recording: Recording) -> str:
@@ -165,7 +166,7 @@ async def test_the_first_asks_and_the_second_gets_it_again() -> None:
     house = House()
     await house.store(question(), "yes")
     again = await house.recording(question())
-    assert (text_of(again), again.finished, again.version, again.model) == ("yes", END, "v1", "m")
+    assert (text_of(again), again.finished, again.origin) == ("yes", END, ORIGIN)
     await house.lease(question("another"))
     assert (house.count("miss"), house.count("hit")) == (2, 1)
     assert house.size > 0
@@ -324,6 +325,8 @@ async def test_a_service_that_ends_lets_nobody_wait() -> None:
         ("error", None, False),
         ("cancelled", None, False),
         ("stop", "upstream-timeout", False),
+        ("stop", "hedged", False),
+        ("stop", "context-overflow", True),
     ],
 )
 async def test_what_is_kept_and_what_only_those_get_who_wait(reason: FinishReason, fallback: str | None, kept: bool) -> None:
@@ -333,7 +336,7 @@ async def test_what_is_kept_and_what_only_those_get_who_wait(reason: FinishReaso
     await asyncio.sleep(0)
     await answer(lease, end=Finished(reason, Usage()), fallback=fallback)
     shared = await waiting
-    assert isinstance(shared, Recording) and shared.fallback == fallback
+    assert isinstance(shared, Recording) and shared.origin.fallback == fallback
     assert isinstance(await house.cache.ask(question()), Recording if kept else Lease)
 
 
@@ -371,7 +374,7 @@ async def test_the_longest_unused_go_first() -> None:
 
 async def test_a_store_takes_no_entry_that_is_too_large_and_counts_replaced_ones_once() -> None:
     store = MemoryStore(Cache(max_mb=1))
-    small = Recording("p", "m", "v", Sampling(), (TextDelta("x"), END))
+    small = Recording(ORIGIN, (TextDelta("x"), END))
     await store.put("k", small, user_id="u")
     size = store.size
     await store.put("k", small, user_id="u")
@@ -389,7 +392,7 @@ def test_pieces_that_came_one_by_one_are_joined_and_nothing_changes_places() -> 
     recorder.note([ToolCallDelta(0, "id", "f"), ToolCallDelta(0, arguments='{"x"'), ToolCallDelta(0, arguments=":1}")])
     recorder.note([ToolCallDelta(1, "id2", "g"), ToolCallDelta(0, arguments=" ")])
     recorder.note([END])
-    recording = recorder.recording(provider="p", model="m", version="v", sampling=Sampling(), fallback=None)
+    recording = recorder.recording(ORIGIN)
     assert recording is not None
     assert list(recording.events) == [
         ReasoningDelta("Hm"),
@@ -409,7 +412,7 @@ def test_a_long_answer_comes_again_in_several_pieces() -> None:
     recorder = Recorder(10**6)
     recorder.note([TextDelta("ñ" * 10) for _ in range(1000)])
     recorder.note([END])
-    recording = recorder.recording(provider="p", model="m", version="v", sampling=Sampling(), fallback=None)
+    recording = recorder.recording(ORIGIN)
     assert recording is not None and text_of(recording) == "ñ" * 10_000
     assert [len(event.text) <= PIECE for event in recording.events if isinstance(event, TextDelta)] == [True] * 5
 
@@ -433,7 +436,7 @@ def test_the_size_of_an_entry_is_honest(kind: str) -> None:
     heap(kind)
     tracemalloc.start()
     events, sampling = heap(kind)
-    recording = Recording("p", "m", "v", sampling, (*events, END))
+    recording = Recording(dataclasses.replace(ORIGIN, sampling=sampling), (*events, END))
     del events
     real = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
@@ -446,7 +449,7 @@ async def test_a_lease_forgets_what_became_too_large() -> None:
     for _ in range(100):
         lease.note([TextDelta("x" * 10_000)])
     lease.note([END])
-    await lease.keep(provider="p", model="m", version="v1", sampling=Sampling())
+    await lease.keep(ORIGIN)
     assert house.size == 0
     await until(lease.outcome.done)
     assert lease.outcome.result() is None

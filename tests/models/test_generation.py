@@ -18,6 +18,7 @@ from app.core.errors import (
 from app.core.ids import is_uuid7
 from app.core.types import Event, Finished, GenerationRequest, Message, Sampling, TextDelta
 from app.models.generation import Completed, Generation
+from app.models.live import LiveGeneration
 from tests.models.conftest import MakeHouse
 from tests.models.doubles import TIMEOUT_S, House, ScriptedProvider, ask, until, user
 
@@ -230,6 +231,7 @@ async def test_an_interruption_and_the_clients_cancellation_at_once_is_a_cancell
     model.gate.clear()
     task = asyncio.create_task(collect(generation))
     await until(lambda: model.running == 1)
+    assert isinstance(generation, LiveGeneration)
     generation.interrupt(ShuttingDown())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
