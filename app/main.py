@@ -21,9 +21,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import openapi, problems, server
+from app.api.application import Application
 from app.api.deps import Services
 from app.api.middleware import ApiRateLimit, RequestContext
-from app.api.routers import auth, conversations, feedback, health, model, predict, socket
+from app.api.routers import auth, conversations, feedback, health, model, predict, socket, usage
 from app.api.v1 import routes as v1
 from app.core import config
 from app.core.errors import AprendizError
@@ -42,6 +43,8 @@ from app.db.sessions import Sessions
 from app.db.users import Users
 from app.db.versions import Aliases, Versions
 from app.memory.conversations import ConversationMemory
+from app.models.cache import ResponseCache
+from app.models.costs import Ledger
 from app.models.local import Resolver
 from app.models.model_manager import ModelManager
 from app.models.stores import ModelStores
@@ -79,7 +82,9 @@ def create_app(settings: Settings, *, announce: Callable[[str], None] | None = N
             await _announce(services, announce or _print)
             yield
 
-    app = FastAPI(
+    app = Application(
+        edge=_middleware(settings.server, metrics, templates),
+        raw=[predict.route(), socket.route(), *v1.routes()],
         title="Aprendiz",
         version=__version__,
         lifespan=lifespan,
@@ -92,11 +97,9 @@ def create_app(settings: Settings, *, announce: Callable[[str], None] | None = N
             "metrics": False,
             "logs": False,
         },  # ours are Prometheus and the log; this costs each request
-        middleware=_middleware(settings.server, metrics, templates),
     )
     problems.register(app, methods_of=functools.partial(openapi.methods_of, app))
-    app.router.routes.extend([predict.route(), socket.route(), *v1.routes()])
-    for module in (auth, feedback, model, conversations, health, openapi):
+    for module in (auth, feedback, model, conversations, usage, health, openapi):
         app.include_router(module.router)
     app.router.routes.extend(pages.routes())
     openapi.install(app)
@@ -138,6 +141,10 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
         metrics=metrics,
         routing=settings.routing,
         upstreams=settings.providers.upstreams,
+        cache=ResponseCache(
+            settings.cache, metrics=metrics, waiting=settings.model.queue, wait_s=settings.model.queue_timeout_s
+        ),
+        ledger=Ledger(settings.costs, predictions),
     )
     stack.push_async_callback(models.aclose)
     await models.start()

@@ -6,38 +6,63 @@ ASGI tells of a client's end by ``http.disconnect`` and nothing else; without so
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Receive, Scope
+
+from app.core.exchange import exchange_of
 
 
-@contextlib.asynccontextmanager
-async def until_disconnect(receive: Receive) -> AsyncIterator[None]:
+class until_disconnect:  # noqa: N801  # used as a statement: `async with until_disconnect(scope, receive):`
     """Cancels the block at once when the client leaves; the block then raises ClientDisconnect.
 
-    The request's body must have been read before: what comes on ``receive`` now is only the end.
+    The request's body must have been read before: what comes on ``receive`` now is only the end. Where the server tells of the
+    end by itself (`app.core.exchange`), nobody has to listen.
     """
-    worker = asyncio.current_task()
-    assert worker is not None  # noqa: S101  # a coroutine always runs in a task
-    gone = False
 
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        worker.cancel()
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._exchange = exchange_of(scope)
+        self._receive = receive
+        self._gone = False
+        self._worker: asyncio.Task[Any] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._stop: Callable[[], None] | None = None
 
-    watcher = asyncio.create_task(watch())
-    try:
-        try:
-            yield
-        finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)  # the client may leave here, too
-    except asyncio.CancelledError:
-        if gone and worker.uncancel() == 0:
+    async def __aenter__(self) -> None:
+        self._worker = asyncio.current_task()
+        if self._exchange is None:
+            self._watcher = asyncio.create_task(self._watch())
+            return
+        self._stop = self._exchange.on_leave(self._left)
+        if self._exchange.client_is_gone:
+            self._left()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._stop is not None:
+            self._stop()
+        cancelled = isinstance(value, asyncio.CancelledError)
+        if self._watcher is not None:
+            self._watcher.cancel()
+            try:
+                await asyncio.gather(self._watcher, return_exceptions=True)
+            except asyncio.CancelledError:  # the client may leave here, too
+                cancelled = True
+        if cancelled and self._gone and self._worker is not None and self._worker.uncancel() == 0:
             raise ClientDisconnect from None
-        raise  # the server cancels too, at shutdown
+        if cancelled and value is None:
+            raise asyncio.CancelledError  # the server cancels too, at shutdown
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left()
+
+    def _left(self) -> None:
+        if not self._gone and self._worker is not None:
+            self._gone = True
+            self._worker.cancel()

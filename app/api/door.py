@@ -113,7 +113,7 @@ class Door:
             body = await read_body(receive)
             caller = Caller(services, principal, request_id_var.get(), scope["headers"])
             order = await self._parse(body, caller)
-            async with until_disconnect(receive):
+            async with until_disconnect(scope, receive):
                 if order.stream:
                     await _Stream(caller, order, send, state).run()
                     return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,7 +18,7 @@ from app.api.deps import PRINCIPAL, count_against
 from app.api.problems import respond
 from app.core.errors import TooManyRequests
 from app.core.ids import uuid7
-from app.core.logging import request_id_var
+from app.core.logging import log_data, request_id_var
 from app.core.metrics import Metrics
 from app.core.settings import Server
 from app.security.address import client_address
@@ -67,6 +67,7 @@ class RequestContext:
         self._metrics = metrics
         self._server = server
         self._templates = templates
+        self._known: dict[tuple[str, str, str], tuple[Callable[[], None], Callable[[float], None]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -97,8 +98,9 @@ class RequestContext:
         route = self._template(scope)
         method = scope.get("method", "WEBSOCKET")
         label = method if method in _METHODS or scope["type"] == "websocket" else "other"
-        self._metrics.requests.labels(route, label, f"{status // 100}xx").inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
+        count, observe = self._meters(route, label, f"{status // 100}xx")
+        count()
+        observe(seconds)
         level = logging.DEBUG if scope["path"] in QUIET_PATHS and status < 500 else logging.INFO
         if _log.isEnabledFor(level):
             principal = scope.get(PRINCIPAL)
@@ -111,7 +113,15 @@ class RequestContext:
                 "address": client_address(scope, self._server.trusted_proxies),
                 "user": principal.user_id if principal is not None else None,
             }
-            _log.log(level, "request", extra={"data": data})
+            log_data(_log, level, "request", data)
+
+    def _meters(self, route: str, method: str, status: str) -> tuple[Callable[[], None], Callable[[float], None]]:
+        """The metrics of these labels, which are few; finding them anew takes longer than counting."""
+        meters = self._known.get((route, method, status))
+        if meters is None:
+            count = self._metrics.requests.labels(route, method, status).inc
+            meters = self._known[route, method, status] = (count, self._metrics.request_seconds.labels(route).observe)
+        return meters
 
     def _template(self, scope: Scope) -> str:
         """The route's path as written in the code, never the caller's: metrics stay bounded."""

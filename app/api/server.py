@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -32,6 +33,7 @@ from uvicorn.server import ServerState
 
 from app.api.problems import CONTENT_TYPE, REQUEST_PREFIX, problem
 from app.core.errors import AprendizError, ConfigurationError, HeadersTooLarge, MalformedRequest, RequestTimeout
+from app.core.exchange import EXTENSION
 from app.core.ids import uuid7
 from app.core.settings import Settings
 
@@ -79,6 +81,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._lingering = False
+        self._leaving: set[Callable[[], None]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if len(self.connections) >= self.max_connections:
@@ -93,6 +96,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._linger_timer is not None:
             self._linger_timer.cancel()
         super().connection_lost(exc)
+        for callback in tuple(self._leaving):
+            callback()
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -133,6 +138,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None and self.cycle is not before:
             self.cycle.transport = cast("asyncio.Transport", _GentleTransport(self, self.cycle))
+            self.scope["extensions"] = cast("Any", {EXTENSION: _Exchange(self.cycle, self._leaving)})
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -204,6 +210,26 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.cycle.response_started:
             self.transport.write(refusal(error))
         self.transport.close()  # at once, so that the app learns of it
+
+
+class _Exchange:
+    """What the server knows and ASGI tells only to who waits for it; see `app.core.exchange.Exchange`."""
+
+    def __init__(self, cycle: RequestResponseCycle, leaving: set[Callable[[], None]]) -> None:
+        self._cycle = cycle
+        self._leaving = leaving
+
+    @property
+    def body_is_here(self) -> bool:
+        return not self._cycle.more_body
+
+    @property
+    def client_is_gone(self) -> bool:
+        return self._cycle.disconnected
+
+    def on_leave(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self._leaving.add(callback)
+        return functools.partial(self._leaving.discard, callback)
 
 
 class _GentleTransport:

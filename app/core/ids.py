@@ -7,6 +7,8 @@ import re
 import time
 import uuid
 
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+"""The digit that holds the variant: two bits given, two random."""
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
@@ -16,10 +18,9 @@ def uuid7(*, now_ms: int | None = None) -> str:
     Ids are names, never secrets: 74 bits are random, but OWASP ASVS 11.5.1 counts no UUID as a secret.
     """
     milliseconds = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    value = (milliseconds & (2**48 - 1)) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF000 << 64) | (0x7000 << 64)
-    value = value & ~(0xC000 << 48) | (0x8000 << 48)
-    return str(uuid.UUID(int=value))
+    # Put together as text: uuid.UUID takes longer than all the rest of it.
+    when, rest = f"{milliseconds & (2**48 - 1):012x}", os.urandom(10).hex()
+    return f"{when[:8]}-{when[8:]}-7{rest[:3]}-{_VARIANT[rest[3]]}{rest[4:7]}-{rest[7:19]}"
 
 
 def first_uuid7(now_ms: int) -> str:

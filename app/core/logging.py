@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
+import msgspec
+
 from app.core.settings import Logging
 from app.core.text import visible
 
@@ -26,6 +28,7 @@ MASK = "********"
 """Stands for a secret wherever one would be shown."""
 
 _MAX_FIELD = 2000
+_encode = msgspec.json.Encoder().encode
 _MIN_SECRET = 8
 
 
@@ -48,8 +51,7 @@ class JsonFormatter(logging.Formatter):
                 line.setdefault(key, _clip(value))
         if record.exc_info:
             line["exception"] = "".join(traceback.format_exception(*record.exc_info))[-8000:]
-        # ensure_ascii escapes U+2028, C1 controls and lone surrogates too: whatever reads the log sees one line.
-        return json.dumps(line, ensure_ascii=True, default=str)
+        return _to_line(line)
 
 
 class TextFormatter(logging.Formatter):
@@ -105,6 +107,23 @@ def configure(settings: Logging, *, stream: TextIO | None = None, secrets: Itera
         logger.handlers[:] = []
         logger.propagate = True
         logger.setLevel(max(root.level, logging.INFO if name.startswith("uvicorn") else logging.WARNING))
+
+
+def log_data(logger: logging.Logger, level: int, message: str, data: Mapping[str, Any]) -> None:
+    """``logger.log(level, message, extra={"data": data})`` for the hot path: without the walk up the stack for a line number
+    that no formatter of ours shows. The caller has asked ``isEnabledFor``."""
+    record = logging.LogRecord(logger.name, level, "", 0, message, None, None)
+    record.data = data
+    logger.handle(record)
+
+
+def _to_line(line: Mapping[str, Any]) -> str:
+    try:
+        text = _encode(line).decode()
+    except (TypeError, UnicodeEncodeError):
+        text = ""  # something that JSON has no word for, or a lone surrogate
+    # What is not ASCII is escaped, U+2028, C1 controls and lone surrogates too: whatever reads the log sees one line.
+    return text if text and text.isascii() and "\x7f" not in text else json.dumps(line, ensure_ascii=True, default=str)
 
 
 def timestamp(seconds: float | None = None) -> str:

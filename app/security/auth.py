@@ -82,16 +82,18 @@ class Authenticator:
             Unauthenticated: a bad, expired or ended credential, or two different ones.
             StorageUnavailable: it cannot be checked now.
         """
-        credentials = set(self._credentials(headers))
-        if not credentials:
+        credential: bytes | None = None
+        for found in self._credentials(headers):
+            if credential is not None and found != credential:
+                raise Unauthenticated("The request carries two different credentials. Send one.")
+            credential = found
+        if credential is None:
             return None
-        if len(credentials) > 1:
-            raise Unauthenticated("The request carries two different credentials. Send one.")
-        credential = credentials.pop()
         if len(credential) > MAX_TOKEN:
             raise Unauthenticated(_BAD)
         # keyed by the hash of the whole credential: prefixes of tokens are alike (CVE-2026-35030)
-        return await self._look_up(hashlib.sha256(credential).digest(), lambda: self._resolve(credential))
+        presented = credential
+        return await self._look_up(hashlib.sha256(presented).digest(), lambda: self._resolve(presented))
 
     async def still_valid(self, principal: Principal) -> bool:
         """Whether what proved ``principal`` still holds, with the same role: for open streams, asked every few seconds."""

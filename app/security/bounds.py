@@ -18,6 +18,7 @@ from app.core.errors import (
     RequestTimeout,
     UrlTooLong,
 )
+from app.core.exchange import exchange_of
 from app.core.settings import Server
 from app.security.asgi import App, Message, Receive, Respond, Scope, Send
 
@@ -83,7 +84,8 @@ class _Exchange:
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()
-        message = await self._in_time()
+        exchange = exchange_of(self._scope)
+        message = await (self._receive() if exchange is not None and exchange.body_is_here else self._in_time())
         if message["type"] != "http.request":
             return message
         self._received += len(message.get("body", b""))

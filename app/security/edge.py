@@ -31,6 +31,7 @@ _HEADERS: Final = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
+_NAMES: Final = frozenset(name for name, _ in _HEADERS)
 _HSTS: Final = (b"strict-transport-security", b"max-age=63072000; includeSubDomains")
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST = re.compile(
@@ -55,7 +56,10 @@ class SecurityHeaders:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 headers = list(message.get("headers", ()))
                 present = {name.lower() for name, _ in headers}
-                headers.extend(pair for pair in _HEADERS if pair[0] not in present)
+                if present.isdisjoint(_NAMES):
+                    headers += _HEADERS
+                else:
+                    headers.extend(pair for pair in _HEADERS if pair[0] not in present)
                 if _HSTS[0] not in present and is_secure(scope, self._proxies):
                     headers.append(_HSTS)
                 message = {**message, "headers": headers}
