@@ -224,16 +224,14 @@ def _usage(usage: _Usage | None) -> Usage:
     if usage is None:
         return Usage()
     prompt, completion = _count(usage.prompt_tokens), _count(usage.completion_tokens)
-    read = usage.prompt_tokens_details or _PromptDetails()
-    said = usage.completion_tokens_details or _CompletionDetails()
-    cached = min(_count(read.cached_tokens), prompt)
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        cached_tokens=cached,
-        cache_write_tokens=min(_count(read.cache_write_tokens), prompt - cached),
-        reasoning_tokens=min(_count(said.reasoning_tokens), completion),
-    )
+    read, said = usage.prompt_tokens_details, usage.completion_tokens_details
+    cached = written = reasoning = 0
+    if read is not None:
+        cached = min(_count(read.cached_tokens), prompt)
+        written = min(_count(read.cache_write_tokens), prompt - cached)
+    if said is not None:
+        reasoning = min(_count(said.reasoning_tokens), completion)
+    return Usage(prompt, completion, cached, written, reasoning)
 
 
 def _count(number: int | None) -> int:

@@ -23,6 +23,7 @@ _LOGGED_CHARACTERS = 200
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
 _VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[ \t!-~\x80-\xff]{0,16382}[!-~\x80-\xff])?)?")
 _TARGET = re.compile(r"/[!-~]{0,8191}")
+_MAX_KNOWN_HEADS = 64
 _OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding", "te", "upgrade", "expect"})
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ class HttpClient:
         fixed = f" HTTP/1.1\r\nHost: {self._address.host_header}\r\nUser-Agent: aprendiz\r\nAccept-Encoding: identity\r\n{kept}"
         self._fixed = fixed.encode("ascii") + own
         self._prefix = self._address.prefix
+        self._known_heads: dict[tuple[str, str], bytes] = {}
         self._pool = HttpPool(keep_alive=keep_alive)
         self._connecting: set[asyncio.Timeout] = set()
         self._closed = False
@@ -171,10 +173,7 @@ class HttpClient:
         await asyncio.sleep(0)  # transports tell that they are closed in the next round of the loop
 
     def _request_bytes(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None) -> bytes:
-        target = self._prefix + path
-        if _TARGET.fullmatch(target) is None:
-            raise InvalidRequest("The path of a request to the model provider holds characters that it must not.")
-        parts = [method.encode("ascii"), b" ", target.encode("ascii"), self._fixed]
+        parts = [self._known_heads.get((method, path)) or self._head(method, path)]
         if headers:
             parts.append(_header_lines(headers))
         if body is None:
@@ -182,6 +181,16 @@ class HttpClient:
         else:
             parts += (b"Content-Length: %d\r\n\r\n" % len(body), body)
         return b"".join(parts)
+
+    def _head(self, method: str, path: str) -> bytes:
+        """The request line and the headers that are always the same; remembered, for paths are few."""
+        target = self._prefix + path
+        if _TARGET.fullmatch(target) is None:
+            raise InvalidRequest("The path of a request to the model provider holds characters that it must not.")
+        head = f"{method} {target}".encode("ascii") + self._fixed
+        if len(self._known_heads) < _MAX_KNOWN_HEADS:
+            self._known_heads[method, path] = head
+        return head
 
     async def _send(self, data: bytes) -> HttpConnection:
         """A connection on which ``data`` was sent and the head of the response has come."""

@@ -27,7 +27,11 @@ class SseParser:
         """The data of the events that ``chunk`` completes. Raises EventTooLarge."""
         if self._partial_bytes or self._data or len(chunk) > self._max or not chunk.endswith(b"\n\n") or b"\r" in chunk:
             return self._lines(chunk)
-        events: list[bytes] = []  # the usual case: whole events of one line of data, perhaps with a name before it
+        if chunk.startswith(b"data: "):  # the usual case: whole events of one line each
+            events = chunk[6:-2].split(b"\n\ndata: ")
+            if chunk.count(b"\n") == 2 * len(events):
+                return events
+        events = []  # else most have one line of data, perhaps with a name before it
         for block in chunk.split(b"\n\n"):
             line = block.partition(b"\n")[2] if block.startswith(b"event: ") else block
             if line.startswith(b"data: ") and b"\n" not in line:

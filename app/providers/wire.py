@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -26,7 +26,6 @@ _MAX_WHOLE_BYTES = 64 << 20
 _MAX_ERROR_BYTES = 1 << 16
 _ERROR_S = 5.0
 """Longest wait for the body of an error; its status alone says most."""
-_JSON = {"Content-Type": "application/json"}
 
 
 class WireClient:
@@ -63,10 +62,13 @@ class WireClient:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._lost = lost
+        own = {"Content-Type": "application/json", **(headers or {})}
+        if api_key is not None:
+            own["Authorization"] = f"Bearer {api_key}"
         self._http = HttpClient(
             base_url,
             socket=socket,
-            headers={**(headers or {}), **({} if api_key is None else {"Authorization": f"Bearer {api_key}"})},
+            headers=own,
             connect_timeout_s=connect_timeout_s,
             read_timeout_s=read_timeout_s,
             keep_alive=keep_alive,
@@ -92,7 +94,7 @@ class WireClient:
         reader, parser = _reader(body), SseParser()
         events: list[Event] = []
         try:
-            async with self._http.request("POST", path, body=_encoded(body), headers=_JSON) as response:
+            async with self._http.request("POST", path, body=_encoded(body)) as response:
                 await _must_be(response, "text/event-stream")
                 while piece := await response.piece():
                     events = reader.read(_payloads(parser, piece))
@@ -123,14 +125,11 @@ class WireClient:
         """
         asked = {**body, "stream": False}
         asked.pop("stream_options", None)
-        async with self._post("POST", path, asked) as response:
-            await _must_be(response, "application/json")
-            return _reader(body).whole(await response.read(limit=_MAX_WHOLE_BYTES))
+        return _reader(body).whole(await self._whole("POST", path, asked, content_type="application/json"))
 
     async def json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One call with a JSON answer. Raises as `batches_chat` does."""
-        async with self._post(method, path, body) as response:
-            raw = await response.read(limit=_MAX_WHOLE_BYTES)
+        raw = await self._whole(method, path, body)
         try:
             return msgspec.json.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -144,15 +143,13 @@ class WireClient:
         except (UpstreamError, TimeoutError):
             return False
 
-    @contextlib.asynccontextmanager
-    async def _post(self, method: str, path: str, body: Mapping[str, Any] | None) -> AsyncIterator[HttpResponse]:
-        """A response with status 200."""
+    async def _whole(self, method: str, path: str, body: Mapping[str, Any] | None, *, content_type: str = "") -> bytes:
+        """The body of an answer with status 200."""
         data = None if body is None else _encoded(body)
         try:
-            async with self._http.request(method, path, body=data, headers=None if data is None else _JSON) as response:
-                if response.status != 200:
-                    raise await _refusal(response)
-                yield response
+            async with self._http.request(method, path, body=data) as response:
+                await _must_be(response, content_type)
+                return await response.read(limit=_MAX_WHOLE_BYTES)
         except UpstreamUnreachable as error:
             raise self._lost_error(error) from error
 
