@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from app.core.addresses import upstream_address
-from app.core.errors import InvalidRequest, UpstreamError, UpstreamUnreachable
+from app.core.errors import AprendizError, InvalidRequest, UnknownModel, UpstreamError, UpstreamUnreachable
 from app.core.settings import Upstream
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
 from app.providers.base import BaseLLMProvider, Capabilities, LoadedModel, ProviderContext
 from app.providers.claude_errors import answer_error
 from app.providers.claude_events import EventReader, counted, whole
 from app.providers.claude_request import count_body, messages_body
+from app.providers.estimate import prompt_tokens
 from app.providers.http import HttpClient, HttpResponse
 from app.providers.sse import EventTooLarge, SseParser
-from app.providers.upstreams import RemoteModel, allows_private, check_remote, remote_version
+from app.providers.upstreams import RemoteModel, allows_private, check_remote, remote_version, whole_is_safe
 
 _MESSAGES = "/v1/messages"
 _COUNT = "/v1/messages/count_tokens"
@@ -34,8 +36,9 @@ _MAX_TOKENS = 8192
 """Longest answer where the caller names none: the format demands a number. Every model that the vendor serves takes it."""
 _ERROR_S = 5.0
 """Longest wait for the body of an error; its status alone says most."""
-_SLOW = 30.0
-"""Tokens a second of a slow model: an answer that is fetched whole comes after a silence, which must not look like a fault."""
+_NO_SUCH_ROUTE = (404, 405, 501)
+
+logger = logging.getLogger(__name__)
 
 
 class ClaudeProvider(BaseLLMProvider):
@@ -95,7 +98,7 @@ class ClaudeModel(RemoteModel):
         self._client = client
         half = _MAX_TOKENS if upstream.context_tokens is None else upstream.context_tokens // 2
         self._max_tokens = min(_MAX_TOKENS, half)
-        self._most_whole = int(upstream.read_timeout_s * _SLOW)
+        self._upstream = upstream
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """See `LoadedModel.stream`."""
@@ -107,8 +110,10 @@ class ClaudeModel(RemoteModel):
     async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
         """See `LoadedModel.batches`: a list for each read from the network, or one in all for a whole answer."""
         body = messages_body(request, model=self.version.model, max_tokens=self._max_tokens)
-        in_one_piece = request.whole and body["max_tokens"] <= self._most_whole
+        in_one_piece = request.whole and whole_is_safe(self._upstream, body["max_tokens"])
         async with self._post(_MESSAGES, {**body, "stream": not in_one_piece}) as response:
+            if response.status != 200:
+                raise await _refusal(response)
             if in_one_piece:
                 yield whole(await response.read(limit=_MAX_WHOLE_BYTES))
                 return
@@ -125,23 +130,29 @@ class ClaudeModel(RemoteModel):
         raise UpstreamUnreachable("The model provider cut the connection within the answer. Try again.", retry_after=5)
 
     async def count_tokens(self, request: GenerationRequest) -> int:
-        """See `LoadedModel.count_tokens`; the vendor counts. Raises as `stream` does."""
+        """See `LoadedModel.count_tokens`: the upstream counts. One that has no way to ask gets an estimate."""
         async with self._post(_COUNT, count_body(request, model=self.version.model)) as response:
-            return counted(await response.read(limit=_MAX_ERROR_BYTES))
+            if response.status == 200:
+                return counted(await response.read(limit=_MAX_ERROR_BYTES))
+            error = await _refusal(response)
+            if response.status not in _NO_SUCH_ROUTE or isinstance(error, UnknownModel):
+                raise error
+            logger.info("an upstream cannot count tokens; an estimate stands in", extra={"data": {"status": response.status}})
+            return prompt_tokens(request)
 
     async def _disconnect(self) -> None:
         await self._client.aclose()
 
     @contextlib.asynccontextmanager
     async def _post(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[HttpResponse]:
-        """A response with status 200; any other is raised as our error."""
+        """The response, whatever its status."""
         try:
             data = msgspec.json.encode(body)
-        except UnicodeEncodeError:
-            raise InvalidRequest("The request holds text that is not Unicode: half a surrogate pair.") from None
+        except (UnicodeEncodeError, RecursionError):
+            raise InvalidRequest(
+                "The request is nested too deeply, or holds text that is no Unicode.", field="messages"
+            ) from None
         async with self._gate, self._client.request("POST", path, body=data) as response:
-            if response.status != 200:
-                raise await _refusal(response)
             yield response
 
 
@@ -177,7 +188,7 @@ async def _must_stream(response: HttpResponse) -> None:
         raise await _refusal(response)
 
 
-async def _refusal(response: HttpResponse) -> Exception:
+async def _refusal(response: HttpResponse) -> AprendizError:
     """The error in a response that is no answer; its body, if that comes soon and is small."""
     raw = b""
     with contextlib.suppress(UpstreamError, TimeoutError):

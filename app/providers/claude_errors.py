@@ -63,6 +63,7 @@ _FIELDS = {
     "top_p": "top_p",
 }
 """Fields of the vendor's request that a complaint may begin with, and what they are called in ours."""
+_HINTS = {"response_format": " Its schemas need additionalProperties: false, and know no ranges and no lengths."}
 _FIELD = re.compile(r"\W*(output_config\.effort|[a-z_]+)")
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,8 @@ def _bad_request(error: _Error, _: str | None) -> AprendizError:
     field = _FIELDS.get(match.group(1)) if match else None
     if field is None:
         return InvalidRequest("The model provider refuses this request: check messages, tools and sampling parameters.")
-    return InvalidRequest(f"The model provider refuses {field} as it is; change it or leave it out.", field=field)
+    hint = _HINTS.get(field, "")
+    return InvalidRequest(f"The model provider refuses {field} as it is; change it or leave it out.{hint}", field=field)
 
 
 def _refused_credentials(_: _Error, __: str | None) -> AprendizError:

@@ -72,7 +72,7 @@ def _image(part: Mapping[str, Any], where: str) -> Block:
     url = image.get("url") if isinstance(image, Mapping) else image
     if not isinstance(url, str):
         raise _malformed(where, "image_url")
-    if url.startswith("https://"):
+    if url[:8].lower() == "https://":
         return {"type": "image", "source": {"type": "url", "url": url}}
     media_type, data = _data_url(url, where)
     if media_type not in _IMAGES:

@@ -40,6 +40,7 @@ from app.core.types import (
 from app.providers.base import LoadedModel, ProviderContext
 from app.providers.claude import ClaudeProvider
 from app.providers.contract import verify
+from app.providers.estimate import prompt_tokens
 from tests.vendors.anthropic_server import (
     KEY,
     MODEL,
@@ -193,6 +194,18 @@ async def test_counts_tokens(server: AnthropicServer, model: LoadedModel) -> Non
         await model.count_tokens(asking())
     with pytest.raises(UpstreamError):
         await model.count_tokens(asking())
+
+
+async def test_an_upstream_that_cannot_count_gets_an_estimate(server: AnthropicServer, make_context: MakeContext) -> None:
+    model = await opened(make_context(), upstream_at(server.url))
+    server.push(as_json({"detail": "Not Found"}, 404), Reply(405, [b""]), failure(404, "model: m"), failure(529))
+    request = asking("one two three")
+    assert [await model.count_tokens(request) for _ in range(2)] == [prompt_tokens(request)] * 2
+    with pytest.raises(UnknownModel):
+        await model.count_tokens(request)
+    with pytest.raises(UpstreamBusy):
+        await model.count_tokens(request)
+    await model.aclose()
 
 
 async def test_what_the_format_cannot_say_never_leaves(server: AnthropicServer, model: LoadedModel) -> None:

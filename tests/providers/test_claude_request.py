@@ -193,8 +193,8 @@ def test_a_tool_that_failed_and_a_cacheable_result() -> None:
             {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}, "cache_control": MARK},
         ),
         (
-            {"type": "image_url", "image_url": {"url": "https://e.org/a.webp"}},
-            {"type": "image", "source": {"type": "url", "url": "https://e.org/a.webp"}},
+            {"type": "image_url", "image_url": {"url": "HTTPS://e.org/a.webp"}},
+            {"type": "image", "source": {"type": "url", "url": "HTTPS://e.org/a.webp"}},
         ),
         (
             {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{PNG}"}},

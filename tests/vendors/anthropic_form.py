@@ -88,7 +88,7 @@ def _base64(value: Any) -> bool:
 _some_text: _Check = lambda value: isinstance(value, str) and bool(value.strip())  # noqa: E731
 _number_to_one: _Check = lambda value: isinstance(value, int | float) and 0 <= value <= 1  # noqa: E731
 _count: _Check = lambda value: isinstance(value, int) and value >= 1  # noqa: E731
-_https: _Check = lambda value: isinstance(value, str) and value.startswith("https://")  # noqa: E731
+_https: _Check = lambda value: isinstance(value, str) and value.lower().startswith("https://")  # noqa: E731
 
 _cached = {"cache_control": _form({"type": _one_of("ephemeral")}, {"ttl": _matches(_CACHE)})}
 _url = _form({"type": _one_of("url"), "url": _https})
@@ -97,8 +97,9 @@ _image_bytes = _form({"type": _one_of("base64"), "media_type": _one_of(*_IMAGES)
 _image = _form({"type": _one_of("image"), "source": _any_form(_image_bytes, _url)}, _cached)
 _pdf = _form({"type": _one_of("base64"), "media_type": _one_of("application/pdf"), "data": _base64})
 _plain = _form({"type": _one_of("text"), "media_type": _one_of("text/plain"), "data": _is(str)})
+_pieces = _form({"type": _one_of("content"), "content": _any_form(_is(str), _list_of(_any_form(_text, _image)))})
 _document = _form(
-    {"type": _one_of("document"), "source": _any_form(_pdf, _plain, _url)},
+    {"type": _one_of("document"), "source": _any_form(_pdf, _plain, _url, _pieces)},
     {**_cached, "title": _is(str), "context": _is(str), "citations": _is(dict)},
 )
 _tool_use = _form(
