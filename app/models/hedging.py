@@ -43,7 +43,7 @@ async def race(
         losers = [each for each in runners if each is not winner]
         for each in losers:
             each.cancel()
-        if winner is None and losers:
+        if winner is None:
             await asyncio.wait(losers)
         for each in losers:
             spawn(_let_go(each))
@@ -62,18 +62,15 @@ async def _first_to_answer(runners: list[asyncio.Task[Lead]]) -> asyncio.Task[Le
 async def _ask(attempt: Attempt) -> Lead:
     try:
         return attempt, await attempt.first()
-    except AprendizError as error:
-        attempt.judge(error)
+    except BaseException as error:
+        if isinstance(error, AprendizError):
+            attempt.judge(error)
+        await attempt.aclose()
         raise
 
 
 async def _reserve_and_ask(reserve: Callable[[], Awaitable[Attempt]]) -> Lead:
-    attempt = await reserve()
-    try:
-        return await _ask(attempt)
-    except BaseException:
-        await attempt.aclose()
-        raise
+    return await _ask(await reserve())
 
 
 def _error_of(runner: asyncio.Task[Lead]) -> AprendizError | None:
@@ -84,7 +81,7 @@ def _error_of(runner: asyncio.Task[Lead]) -> AprendizError | None:
 
 
 async def _let_go(runner: asyncio.Task[Lead]) -> None:
-    """Waits until a cancelled runner has ended, and closes what it had begun."""
+    """Waits until a cancelled runner has ended: it closes what it began, unless it had answered just before."""
     await asyncio.wait([runner])
     if not runner.cancelled() and runner.exception() is None:
         await runner.result()[0].aclose()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, Callable
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from app.core.errors import AprendizError, UnknownModel
 from app.core.metrics import Metrics
 from app.core.records import AliasRecord, AuditRecord, PredictionRecord, VersionRecord
-from app.core.settings import Model, Providers
+from app.core.settings import Model, Providers, Routing, Upstream
 from app.core.types import (
     ALL_SCOPES,
     EngineState,
@@ -237,9 +238,19 @@ class House:
     """A manager and everything around it."""
 
     def __init__(
-        self, provider: BaseLLMProvider | None = None, clock: Callable[[], float] | None = None, **settings: Any
+        self,
+        provider: BaseLLMProvider | None = None,
+        clock: Callable[[], float] | None = None,
+        *,
+        routes: Mapping[str, Any] | None = None,
+        upstreams: Mapping[str, Any] | None = None,
+        others: Sequence[BaseLLMProvider] = (),
+        **settings: Any,
     ) -> None:
         self.provider = provider or ScriptedProvider()
+        self.others = others
+        self.routing = Routing.model_validate({"models": routes or {}})
+        self.upstreams = {name: Upstream.model_validate(values) for name, values in (upstreams or {}).items()}
         values: dict[str, Any] = {"provider": self.provider.name, "model": "a", "preload": False, **settings}
         self.settings = Model(**{"system_prompt": "", **values})
         self.predictions, self.versions = MemoryPredictions(), MemoryVersions()
@@ -250,8 +261,17 @@ class House:
 
     def build(self) -> ModelManager:
         stores = ModelStores(self.predictions, self.versions, self.aliases, self.audit)
-        more = {} if self.clock is None else {"clock": self.clock}
-        return ModelManager(self.settings, providers=Registry(self.provider), stores=stores, metrics=self.metrics, **more)
+        more: dict[str, Any] = {} if self.clock is None else {"clock": self.clock}
+        return ModelManager(
+            self.settings,
+            providers=Registry(self.provider, *self.others),
+            stores=stores,
+            metrics=self.metrics,
+            routing=self.routing,
+            upstreams=self.upstreams,
+            rng=random.Random(7),
+            **more,
+        )
 
     @property
     def scripted(self) -> ScriptedProvider:
