@@ -125,6 +125,7 @@ _tool = _form(
     {"name": _matches(_NAME), "input_schema": _is(dict)},
     {**_cached, "description": _is(str), "strict": _is(bool), "type": _one_of("custom")},
 )
+_display = {"display": _one_of("summarized", "omitted")}
 _parallel = {"disable_parallel_tool_use": _is(bool)}
 
 _ONLY_TO_ANSWER = ("max_tokens", "stream", "stop_sequences", "temperature", "top_p", "top_k", "metadata")
@@ -146,8 +147,9 @@ _FIELDS: _Form = {
         _form({"type": _one_of("tool"), "name": _matches(_NAME)}, _parallel),
     ),
     "thinking": _any_form(
-        _form({"type": _one_of("enabled"), "budget_tokens": lambda value: isinstance(value, int) and value >= 1024}),
-        _form({"type": _one_of("disabled", "adaptive", "between_tools")}),
+        _form({"type": _one_of("enabled"), "budget_tokens": lambda value: isinstance(value, int) and value >= 1024}, _display),
+        _form({"type": _one_of("adaptive")}, _display),
+        _form({"type": _one_of("disabled", "between_tools")}),
     ),
     "output_config": _form(
         {},
