@@ -120,6 +120,8 @@ def _in_form(path: str, error: BaseException, response: Response) -> Response:
     plain = json.loads(bytes(response.body))
     status, body = form(error, response.status_code, plain["detail"], request_id_var.get())
     headers = {name: value for name, value in response.headers.items() if name not in ("content-type", "content-length")}
+    if form is vendor_errors.anthropic:
+        headers["request-id"] = request_id_var.get()  # where its SDKs look; the id stands in X-Request-ID in any case
     return Response(_encode(body), status_code=status, media_type="application/json", headers=headers)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
+from app.core.blocks import to_part
 from app.core.errors import UpstreamError
 
 Role = Literal["admin", "user"]
@@ -61,12 +62,15 @@ class Message:
     cache_control: Mapping[str, Any] | None = None
 
     def to_wire(self) -> dict[str, Any]:
-        """This message in the OpenAI chat format."""
-        wire: dict[str, Any] = {"role": self.role, "content": self.content}
+        """This message in the OpenAI chat format; parts keep their ``cache_control``, which readers of that format skip."""
+        content = [to_part(part) for part in self.content] if isinstance(self.content, list) else self.content
+        wire: dict[str, Any] = {"role": self.role, "content": content}
         if self.name is not None:
             wire["name"] = self.name
         if self.tool_calls:
-            wire["tool_calls"] = [dict(call) for call in self.tool_calls]
+            wire["tool_calls"] = [
+                {name: value for name, value in call.items() if name != "cache_control"} for call in self.tool_calls
+            ]
         if self.tool_call_id is not None:
             wire["tool_call_id"] = self.tool_call_id
         return wire
