@@ -1,0 +1,144 @@
+"""Responses of earlier calls: found only by their owner, as conversations to go on from, or as items.
+
+What is stored is a prediction like any other; its ``door`` says that it was a response, and how many of its last messages are
+the conversation (what stands before them are the instructions, which are not carried over). With ``store: false`` a prediction
+is kept all the same, so that it can be rated; as a response it cannot be found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from app.api.v1.chat import call_id as missing_call_id
+from app.api.v1.responses_input import AnyItem, ReferenceItem, item_of
+from app.api.v1.responses_output import answer_items
+from app.api.v1.responses_turns import message_items
+from app.core.errors import InvalidRequest, NotFound
+from app.core.ids import is_uuid7
+from app.core.records import PredictionRecord
+from app.core.types import Answer, Message, Principal, Usage
+
+if TYPE_CHECKING:
+    from app.api.deps import Services
+
+KIND: Final = "responses"
+MAX_REFERENCES: Final = 64
+"""Most responses that the references of one call may lead to."""
+_ITEM = re.compile(r"(?:msg|rs|fc|fco)_([0-9a-f-]{36})(?:_[0-9]{1,4}|_in[0-9]{1,4})?")
+NO_RESPONSE: Final = "There is no such response."
+
+
+def door_of(echo: Mapping[str, Any], conversation: Sequence[Message], *, summary: bool) -> dict[str, Any]:
+    """What is stored beside a prediction's messages, to show it as a response again and to go on from it."""
+    thinking = [[index, list(message.reasoning)] for index, message in enumerate(conversation) if message.reasoning]
+    door = {"kind": KIND, "store": echo["store"], "conversation": len(conversation), "summary": summary, "response": dict(echo)}
+    return {**door, "thinking": thinking} if thinking else door
+
+
+async def find(services: Services, principal: Principal, response_id: str) -> PredictionRecord:
+    """A stored response of the caller's. Raises NotFound, in the same words whatever the reason."""
+    record = None
+    if is_uuid7(response_id):
+        record = await services.predictions.get(response_id, user_id=principal.user_id)
+    if record is None or not _is_stored(record):
+        raise NotFound(NO_RESPONSE, field="response_id")
+    return record
+
+
+async def conversation(services: Services, principal: Principal, response_id: str) -> tuple[Message, ...]:
+    """What went into a stored response and what came out, to go on from.
+
+    Raises NotFound, and InvalidRequest where it has no end.
+    """
+    field = "previous_response_id"
+    try:
+        record = await find(services, principal, response_id)
+    except NotFound:
+        raise NotFound("Previous response not found. It was never stored, or is deleted.", field=field) from None
+    if record.status != "ok":
+        raise InvalidRequest("That response did not come to its end; continue from the one before it.", field=field)
+    return *input_of(record), _answer_message(record)
+
+
+def input_of(record: PredictionRecord) -> tuple[Message, ...]:
+    """The conversation that a stored response answered, without instructions."""
+    door = record.input["door"]
+    count = door["conversation"]
+    wire = record.input["messages"][-count:]
+    thinking = {index: tuple(blocks) for index, blocks in door.get("thinking", ())}
+    return tuple(_message(each, thinking.get(index, ())) for index, each in enumerate(wire))
+
+
+def answer_of(record: PredictionRecord) -> Answer:
+    """The answer as far as it is stored: log-probabilities and the count of thinking tokens are not."""
+    thinking = ({"type": "thinking", "thinking": record.reasoning},) if record.reasoning else ()
+    return Answer(
+        text=record.output,
+        finish_reason="error" if record.status == "error" else record.finish_reason,  # type: ignore[arg-type]
+        usage=Usage(record.prompt_tokens, record.completion_tokens, record.cached_tokens),
+        reasoning=record.reasoning,
+        tool_calls=tuple(
+            {**call, "id": call["id"] or missing_call_id(record.id, number)} for number, call in enumerate(record.tool_calls)
+        ),
+        thinking=thinking,
+    )
+
+
+def output_of(record: PredictionRecord) -> list[dict[str, Any]]:
+    """The output items of a stored response."""
+    return answer_items(record.id, answer_of(record), summary=record.input["door"]["summary"], encrypted=False)
+
+
+async def resolve(services: Services, principal: Principal, items: Sequence[AnyItem]) -> list[AnyItem]:
+    """``items`` with what they refer to in the place of references. Raises NotFound."""
+    known: dict[str, dict[str, Mapping[str, Any]]] = {}
+    resolved: list[AnyItem] = []
+    for index, item in enumerate(items):
+        if not isinstance(item, ReferenceItem):
+            resolved.append(item)
+            continue
+        where = f"input[{index}].id"
+        found = _ITEM.fullmatch(item.id)
+        response_id = found.group(1) if found else ""
+        if response_id not in known:
+            if len(known) == MAX_REFERENCES:
+                raise InvalidRequest(f"input refers to items of more than {MAX_REFERENCES} responses.", field="input")
+            known[response_id] = await _items_of(services, principal, response_id)
+        if item.id not in known[response_id]:
+            raise NotFound("There is no such item. Send its content, or continue with previous_response_id.", field=where)
+        resolved.append(item_of(msgspec.Raw(msgspec.json.encode(known[response_id][item.id])), f"input[{index}]"))
+    return resolved
+
+
+async def _items_of(services: Services, principal: Principal, response_id: str) -> dict[str, Mapping[str, Any]]:
+    try:
+        record = await find(services, principal, response_id)
+    except NotFound:
+        return {}
+    return {item["id"]: item for item in (*message_items(input_of(record), record.id), *output_of(record))}
+
+
+def _is_stored(record: PredictionRecord) -> bool:
+    door = record.input.get("door")
+    return isinstance(door, Mapping) and door.get("kind") == KIND and door.get("store") is True
+
+
+def _answer_message(record: PredictionRecord) -> Message:
+    answer = answer_of(record)
+    content = None if answer.tool_calls and not answer.text else answer.text
+    return Message("assistant", content, tool_calls=answer.tool_calls, reasoning=answer.thinking)
+
+
+def _message(wire: Mapping[str, Any], thinking: tuple[Mapping[str, Any], ...]) -> Message:
+    return Message(
+        wire["role"],
+        wire.get("content"),
+        wire.get("name"),
+        tuple(wire.get("tool_calls") or ()),
+        wire.get("tool_call_id"),
+        thinking,
+    )
