@@ -84,7 +84,7 @@ class PredictBody(Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[str, Meta(min_length=3, max_length=36, description="An id, or `new` to begin a conversation.")] | UnsetType
     ) = UNSET
 
-    def to_request(self, *, request_id: str) -> GenerationRequest:
+    def to_request(self, *, request_id: str, whole: bool = False) -> GenerationRequest:
         """The call as ``models`` takes it. Raises InvalidRequest for whatever the types alone do not refuse."""
         if self.conversation_id is not UNSET and self.conversation_id != NEW and not is_uuid7(self.conversation_id):
             raise InvalidRequest("conversation_id is neither an id of ours nor `new`.", field="conversation_id")
@@ -94,6 +94,7 @@ class PredictBody(Struct, frozen=True, forbid_unknown_fields=True):
             sampling=self._sampling(),
             conversation_id=_or_none(self.conversation_id),
             request_id=request_id,
+            whole=whole,
         )
 
     def _messages(self) -> tuple[Message, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.answers import admit, count_call, reserve
 from app.api.bodies import read_body, require_json
+from app.api.caching import cache_policy
 from app.api.deps import get_services
 from app.api.disconnect import until_disconnect
 from app.api.problems import log_failure
@@ -39,10 +41,8 @@ HEAD_S: Final = 10.0
 _QUEUED: Final = 64
 Headers = list[tuple[bytes, bytes]]
 _JSON: Final = (b"content-type", b"application/json")
-_NO_STORE: Final = (b"cache-control", b"no-store")
-_EVENTS: Final[Headers] = [
+_EVENTS: Final[Headers] = [  # SecurityHeaders adds `cache-control: no-store`
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
 
@@ -112,7 +112,7 @@ class Door:
         try:
             body = await read_body(receive)
             caller = Caller(services, principal, request_id_var.get(), scope["headers"])
-            order = await self._parse(body, caller)
+            order = _with_cache_policy(await self._parse(body, caller), caller)
             async with until_disconnect(scope, receive):
                 if order.stream:
                     await _Stream(caller, order, send, state).run()
@@ -125,11 +125,18 @@ class Door:
             *order.shape.headers(state),
             *_marks(answers[0].prediction.fallback, answers[0].prediction.cached),
             _JSON,
-            _NO_STORE,
             (b"content-length", str(len(content)).encode()),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
+
+
+def _with_cache_policy(order: Order, caller: Caller) -> Order:
+    policy, max_age_s = cache_policy(caller.headers)
+    if policy == "auto":
+        return order
+    requests = tuple(dataclasses.replace(request, cache=policy, max_age_s=max_age_s) for request in order.requests)
+    return dataclasses.replace(order, requests=requests)
 
 
 async def _whole(caller: Caller, order: Order) -> list[Completed]:

@@ -59,7 +59,8 @@ class PredictShape:
 
 async def _parse(body: bytes, caller: Caller) -> Order:
     wanted = decode(body, PREDICT)
-    return Order((wanted.to_request(request_id=caller.request_id),), PredictShape(caller.services), stream=wanted.stream)
+    request = wanted.to_request(request_id=caller.request_id, whole=not wanted.stream)
+    return Order((request,), PredictShape(caller.services), stream=wanted.stream)
 
 
 def route() -> Route:
