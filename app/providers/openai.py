@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from app.core.errors import InvalidRequest
@@ -19,7 +19,6 @@ from app.core.types import (
     EngineState,
     Event,
     GenerationRequest,
-    Message,
     ModelSpec,
     Sampling,
     VersionInfo,
@@ -28,7 +27,8 @@ from app.providers.base import BaseLLMProvider, Capabilities, LoadedModel, Provi
 from app.providers.chunks import sampling_fields
 from app.providers.embeddings import read_embeddings
 from app.providers.estimate import prompt_tokens
-from app.providers.upstreams import RemoteModel, check_remote, is_vendor, remote_version, whole_is_safe, wire_client
+from app.providers.openai_messages import wire_messages, without_marker
+from app.providers.upstreams import RemoteModel, check_remote, is_inside, is_vendor, remote_version, whole_is_safe, wire_client
 from app.providers.wire import CHAT
 
 _COMPLETIONS = "/v1/completions"
@@ -75,6 +75,7 @@ class OpenAIModel(RemoteModel):
     ) -> None:
         self._upstream = upstream
         self._vendor = is_vendor(upstream)
+        self._outside = not is_inside(name, upstream)
         capabilities = Capabilities(
             slots=upstream.max_concurrency,
             context_tokens=upstream.context_tokens,
@@ -130,7 +131,7 @@ class OpenAIModel(RemoteModel):
         stream = {"stream": True, "stream_options": {"include_usage": True}}
         if request.raw:
             return _COMPLETIONS, {"model": self.version.model, "prompt": _prompt(request), **stream, **_for_prompt(fields)}
-        messages = [self._message(message) for message in request.messages]
+        messages = wire_messages(request.messages, vendor=self._vendor, outside=self._outside)
         if self._vendor and "max_tokens" in fields:  # its reasoning models refuse max_tokens; others know no other name
             fields["max_completion_tokens"] = fields.pop("max_tokens")
         return CHAT, {"model": self.version.model, "messages": messages, **stream, **fields}
@@ -140,21 +141,8 @@ class OpenAIModel(RemoteModel):
             raise InvalidRequest("This model knows no top_k; leave it out.", field="top_k")
         fields = sampling_fields(sampling)
         if sampling.tools:
-            fields["tools"] = [_without_marker(tool) for tool in sampling.tools]
+            fields["tools"] = [without_marker(tool) for tool in sampling.tools]
         return fields
-
-    def _message(self, message: Message) -> dict[str, Any]:
-        wire = message.to_wire()
-        if isinstance(message.content, list):
-            wire["content"] = [_without_marker(part) for part in message.content]
-        if message.role == "developer" and not self._vendor:
-            wire["role"] = "system"  # chat templates of open models know no other word for it
-        return wire
-
-
-def _without_marker(thing: Mapping[str, Any]) -> dict[str, Any]:
-    """A content part or tool without Anthropic's marker of a cacheable prefix, which this format does not have."""
-    return {name: value for name, value in thing.items() if name != "cache_control"}
 
 
 def _prompt(request: GenerationRequest) -> str:

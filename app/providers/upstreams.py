@@ -27,6 +27,11 @@ def is_vendor(upstream: Upstream) -> bool:
     return upstream.url == VENDOR_URLS[upstream.kind]
 
 
+def is_inside(name: str, upstream: Upstream) -> bool:
+    """Whether it is, or may be, within a private network. Raises ConfigurationError as `upstream_address` does."""
+    return upstream.private or upstream_address(name, upstream).reach == "private"
+
+
 def allows_private(name: str, upstream: Upstream) -> bool:
     """Whether a connection may lead to a private address: one written as such, or any where ``private`` says so.
 

@@ -41,11 +41,13 @@ from app.core.types import (
 from app.providers.base import LoadedModel, ProviderContext
 from app.providers.contract import verify
 from app.providers.openai import OpenAIProvider
+from app.providers.openai_messages import wire_messages
 from tests.vendors.openai_server import Completion, OpenAIServer, ToolCall, failure, logprob
 from tests.vendors.replay import Raw, Reply, as_json
 
 MakeContext = Callable[..., ProviderContext]
 KEY = "sk-canary-3141592653"
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def upstream_at(url: str, **fields: Any) -> Upstream:
@@ -154,6 +156,8 @@ async def test_words_of_other_formats_stay_here(server: OpenAIServer, model: Loa
         Message("developer", "Be short."),
         Message("user", [marked, image]),
         Message("assistant", "I see.", reasoning=({"type": "thinking", "thinking": "hm", "signature": "s"},)),
+        Message("assistant", None, tool_calls=({**CALL, "cache_control": {"type": "ephemeral"}},)),
+        Message("tool", "broken", tool_call_id="c1", is_error=True, cache_control={"type": "ephemeral"}),
         Message("user", "Well?"),
     )
     await ask(model, GenerationRequest(messages, sampling=Sampling(thinking={"type": "enabled", "budget_tokens": 1024})))
@@ -161,9 +165,70 @@ async def test_words_of_other_formats_stay_here(server: OpenAIServer, model: Loa
         {"role": "system", "content": "Be short."},
         {"role": "user", "content": [{"type": "text", "text": "Look"}, image]},
         {"role": "assistant", "content": "I see."},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "broken", "tool_call_id": "c1"},
         {"role": "user", "content": "Well?"},
     ]
     assert "thinking" not in server.received[-1].body
+
+
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
+
+
+@pytest.mark.parametrize(
+    ("part", "sent"),
+    [
+        (
+            {
+                "type": "document",
+                "source": {"type": "text", "media_type": "text/plain", "data": "Body"},
+                "title": "T",
+                "context": "C",
+            },
+            {"type": "text", "text": "T\nC\nBody"},
+        ),
+        (
+            {
+                "type": "document",
+                "source": {"type": "content", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            },
+            {"type": "text", "text": "a\nb"},
+        ),
+        (
+            {"type": "document", "source": PDF, "cache_control": {"type": "ephemeral"}},
+            {"type": "file", "file": {"filename": "document.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}},
+        ),
+        (
+            {"type": "search_result", "title": "T", "source": "S", "content": [{"type": "text", "text": "a"}]},
+            {"type": "text", "text": "T (S)\na"},
+        ),
+    ],
+)
+async def test_documents_of_the_other_format(server: OpenAIServer, model: LoadedModel, part: Any, sent: Any) -> None:
+    await ask(model, GenerationRequest((Message("user", [{"type": "text", "text": "Read"}, part]),)))
+    assert server.received[-1].body["messages"][0]["content"] == [{"type": "text", "text": "Read"}, sent]
+
+
+async def test_an_address_of_a_document_is_refused(server: OpenAIServer, model: LoadedModel) -> None:
+    part = {"type": "document", "source": {"type": "url", "url": "https://example.org/a.pdf"}}
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].content\[0\]"):
+        await ask(model, GenerationRequest((Message("user", [part]),)))
+    assert not server.received
+
+
+@pytest.mark.parametrize(
+    "url", ["http://169.254.169.254/latest", "https://intranet/x.png", "HTTP://127.0.0.1:1/", "file:///etc/passwd", ""]
+)
+async def test_a_server_inside_fetches_nothing_for_callers(server: OpenAIServer, model: LoadedModel, url: str) -> None:
+    asked = GenerationRequest((Message("user", [{"type": "image_url", "image_url": {"url": url}}]),))
+    with pytest.raises(InvalidRequest, match="data: URL"):
+        await ask(model, asked)
+    assert not server.received
+
+
+async def test_a_vendor_is_given_addresses_of_images() -> None:
+    part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png", "detail": "low"}}
+    assert wire_messages([Message("user", [part])], vendor=True, outside=True)[0]["content"] == [part]
 
 
 async def test_top_k_goes_to_servers_that_know_it(make_context: MakeContext) -> None:
