@@ -43,6 +43,7 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/model/reload"): ADMINS,
     ("POST", "/model/promote"): ADMINS,
     ("POST", "/model/rollback"): ADMINS,
+    ("GET", "/usage"): READ,
     ("GET", "/conversations"): READ,
     ("GET", "/conversations/{conversation_id}"): READ,
     ("DELETE", "/conversations/{conversation_id}"): PREDICT,
