@@ -287,8 +287,11 @@ class Deployment:
         self.last_used = self._clock()
         waiting, running = self.scheduler.waiting, self.scheduler.running
         # By difference, because an old and a new engine of one model share the labels while the old one drains.
-        self._metrics.queue_length.labels(self.label).inc(waiting - self._shown[0])
-        self._metrics.running.labels(self.label).inc(running - self._shown[1])
+        series, (waited, ran) = self._metrics.of_model(self.label), self._shown
+        if waiting != waited:
+            series.queue_length.inc(waiting - waited)
+        if running != ran:
+            series.running.inc(running - ran)
         self._shown = (waiting, running)
         self._close_if_idle()
 

@@ -33,14 +33,16 @@ async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) 
     able = loaded.capabilities
     _check_abilities(request, able)
     sampling = request.sampling
-    request = as_asked(request, loaded, settings)
     if able.remote:
         await _cap(request, loaded, sampling.max_tokens or 1)
         return request
+    request = as_asked(request, loaded, settings)
     wanted = settings.max_tokens if sampling.max_tokens is None else sampling.max_tokens
-    temperature = settings.temperature if sampling.temperature is None else sampling.temperature
     allowed = await _cap(request, loaded, wanted)
-    return dataclasses.replace(request, sampling=dataclasses.replace(sampling, max_tokens=allowed, temperature=temperature))
+    if allowed != sampling.max_tokens or sampling.temperature is None:
+        temperature = settings.temperature if sampling.temperature is None else sampling.temperature
+        sampling = dataclasses.replace(sampling, max_tokens=allowed, temperature=temperature)
+    return dataclasses.replace(request, sampling=sampling)
 
 
 def as_asked(request: GenerationRequest, loaded: LoadedModel, settings: Model) -> GenerationRequest:
