@@ -22,7 +22,7 @@ class Application(FastAPI):
 
     Args:
         edge: middleware, outermost first; it answers errors, those of the hot routes too.
-        raw: Starlette's own routes, with ASGI endpoints that raise our errors.
+        raw: Starlette's own routes, whose endpoints raise our errors.
     """
 
     def __init__(self, *, edge: Iterable[Middleware], raw: Iterable[BaseRoute], **kwargs: Any) -> None:
@@ -46,12 +46,12 @@ class Application(FastAPI):
 class _HotRoutes:
     def __init__(self, app: ASGIApp, routes: Mapping[tuple[str, str], Route]) -> None:
         self._app = app
-        self._endpoints = {key: route.endpoint for key, route in routes.items()}
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._endpoints.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        if endpoint is None:
+        route = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
             await self._app(scope, receive, send)
             return
-        scope["endpoint"] = endpoint
-        await endpoint(scope, receive, send)
+        scope["endpoint"] = route.endpoint
+        await route.app(scope, receive, send)

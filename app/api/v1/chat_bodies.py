@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 from app.api.v1.common import (
     MAX_MESSAGES,
@@ -103,9 +103,9 @@ class AssistantMessage(MessageBody, frozen=True, tag="assistant"):
     tool_calls: Annotated[list[ToolCallBody], Meta(max_length=MAX_TOOLS)] | None = None
     refusal: Text | None = None
     reasoning_content: Text | None = None
-    annotations: Raw | None = None
-    audio: Raw | None = None
-    function_call: Raw | None = None
+    annotations: Any = None
+    audio: Any = None
+    function_call: Any = None
 
 
 class ToolMessage(MessageBody, frozen=True, tag="tool"):
@@ -168,13 +168,13 @@ class ChatBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     verbosity: Literal["low", "medium", "high"] | None = None
     prompt_cache_key: Label | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
-    prompt_cache_options: Raw | None = None
-    audio: Raw | None = None
-    prediction: Raw | None = None
-    web_search_options: Raw | None = None
-    functions: Raw | None = None
-    function_call: Raw | None = None
-    moderation: Raw | None = None
+    prompt_cache_options: Any = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    functions: Any = None
+    function_call: Any = None
+    moderation: Any = None
 
     def check(self) -> None:
         """Raises InvalidRequest for what the types alone do not refuse."""

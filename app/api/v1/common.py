@@ -127,7 +127,7 @@ def refuse_given(body: Struct, refusals: Mapping[str, str]) -> None:
 def given(value: Any) -> bool:
     """Whether a field that holds any JSON is neither absent nor null."""
     if isinstance(value, msgspec.Raw):
-        return bytes(value) != b"null"
+        return bytes(value) not in (b"", b"null")
     return value is not None and value is not msgspec.UNSET
 
 
@@ -177,13 +177,21 @@ def duration(seconds: float) -> str:
 
 def usage_out(usages: Sequence[Usage]) -> UsageOut:
     """Tokens of a call. The choices share one prompt, which is counted once, as the vendor does."""
-    first = usages[0]
+    return usage_of_prompts(usages, per_prompt=len(usages))
+
+
+def usage_of_prompts(usages: Sequence[Usage], *, per_prompt: int) -> UsageOut:
+    """Tokens of a call with several prompts, each with ``per_prompt`` choices one after the other."""
+    firsts = usages[::per_prompt]
+    prompt = sum(usage.prompt_tokens for usage in firsts)
     completion = sum(usage.completion_tokens for usage in usages)
     return UsageOut(
-        prompt_tokens=first.prompt_tokens,
+        prompt_tokens=prompt,
         completion_tokens=completion,
-        total_tokens=first.prompt_tokens + completion,
-        prompt_tokens_details=PromptDetailsOut(first.cached_tokens, cache_write_tokens=first.cache_write_tokens),
+        total_tokens=prompt + completion,
+        prompt_tokens_details=PromptDetailsOut(
+            sum(usage.cached_tokens for usage in firsts), cache_write_tokens=sum(usage.cache_write_tokens for usage in firsts)
+        ),
         completion_tokens_details=CompletionDetailsOut(sum(usage.reasoning_tokens for usage in usages)),
     )
 

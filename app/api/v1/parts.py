@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 from app.api.v1.common import Text, check_storable, refuse
 from app.core.errors import InvalidRequest
@@ -41,7 +41,7 @@ class PartBody(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"
     """What all parts may carry."""
 
     cache_control: CacheControlBody | None = None
-    prompt_cache_breakpoint: Raw | None = None
+    prompt_cache_breakpoint: Any = None
 
 
 class TextPart(PartBody, frozen=True, tag="text"):

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-from app.api.v1 import chat, messages
+from app.api.v1 import chat, completions, embeddings, messages, models, responses, responses_about
 from app.api.v1.describe import Operation
 
 
 def routes() -> list[BaseRoute]:
     """The routes, for the app to put before all others."""
-    return [chat.route(), *messages.routes()]
+    return [
+        chat.route(),
+        completions.route(),
+        embeddings.route(),
+        *models.routes(),
+        *messages.routes(),
+        *responses.routes(),
+    ]
 
 
 def operations() -> list[Operation]:
     """What each of them is, for ``/openapi.json``."""
-    return [chat.OPERATION, *messages.OPERATIONS]
+    return [
+        chat.OPERATION,
+        completions.OPERATION,
+        embeddings.OPERATION,
+        *models.OPERATIONS,
+        *messages.OPERATIONS,
+        *responses_about.OPERATIONS,
+    ]

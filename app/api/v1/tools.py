@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 from app.api.v1.common import check_storable, refuse
 from app.api.v1.schemas import check_schema
@@ -33,7 +33,7 @@ class ToolBody(Struct, frozen=True, forbid_unknown_fields=True):
 
     type: Literal["function", "custom"]
     function: FunctionBody | None = None
-    custom: Raw | None = None
+    custom: Any = None
 
 
 class NameBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,7 +62,7 @@ class ToolChoiceBody(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["function", "allowed_tools", "custom"]
     function: NameBody | None = None
     allowed_tools: AllowedToolsBody | None = None
-    custom: Raw | None = None
+    custom: Any = None
 
 
 def function_tool(
