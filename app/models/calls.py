@@ -156,7 +156,8 @@ class Calls:
         for spec in specs:
             default = _UNSET_TEMPERATURE if self._desk.pool.is_remote(spec) else self._desk.settings.temperature
             deployment = self._desk.pool.find(spec)
-            seeds = deployment is not None and deployment.version is not None and deployment.loaded.capabilities.seed
+            # Before it is loaded nobody knows; if it heeds no seed after all, its answer is kept, and never looked for.
+            seeds = deployment is None or deployment.version is None or deployment.loaded.capabilities.seed
             if not repeatable(sampling, default, seeds=seeds):
                 return False
         return True
