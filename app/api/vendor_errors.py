@@ -68,6 +68,8 @@ def anthropic(error: BaseException, status: int, detail: str, request_id: str) -
     kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     field = getattr(error, "field", None)
     message = detail if field is None or field in detail else f"{field}: {detail}"
+    if isinstance(error, errors.ContextOverflow):
+        message = f"prompt is too long: {detail}"  # the words by which this vendor's clients know it; there is no code
     body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
     if request_id:
         body["request_id"] = request_id
@@ -81,4 +83,6 @@ def slug_of(error: BaseException) -> str:
 
 
 def _code(error: BaseException) -> str | None:
+    if isinstance(error, errors.NotFound) and error.field == "previous_response_id":
+        return "previous_response_not_found"  # clients send the whole conversation then
     return next((_OPENAI_CODES[kind] for kind in type(error).__mro__ if kind in _OPENAI_CODES), None)

@@ -13,6 +13,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from app.api.bodies import read_body, require_json
 from app.api.caching import cache_policy
@@ -31,9 +32,9 @@ from app.api.v1.responses_stored import (
     output_of,
     resolve,
 )
-from app.api.v1.responses_stream import ResponsesShape
+from app.api.v1.responses_stream import ResponsesShape, name_field
 from app.api.v1.responses_turns import Turns, message_items
-from app.core.errors import Forbidden, InvalidRequest, NotFound
+from app.core.errors import AprendizError, Forbidden, InvalidRequest, NotFound
 from app.core.ids import uuid7
 from app.core.logging import request_id_var
 from app.core.types import GenerationRequest, Message, Principal
@@ -70,6 +71,17 @@ class DeletedOut(Struct, frozen=True):
     id: str
     object: Literal["response"] = "response"
     deleted: Literal[True] = True
+
+
+class ResponsesDoor(Door):
+    """The door whose refusals name the fields of this format."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except AprendizError as error:
+            name_field(error)
+            raise
 
 
 async def parse(body: bytes, caller: Caller) -> Order:
@@ -110,7 +122,11 @@ async def count(request: Request) -> Response:
     wanted = GenerationRequest(
         messages=(*_lead(asked), *turns), model=asked.model, sampling=asked.sampling(), request_id=request_id_var.get()
     )
-    tokens = await services.models.count_tokens(wanted, principal)
+    try:
+        tokens = await services.models.count_tokens(wanted, principal)
+    except AprendizError as error:
+        name_field(error)
+        raise
     return _json(TokensOut(tokens))
 
 
@@ -166,7 +182,7 @@ def routes() -> list[Route]:
     """The routes, for `app.api.v1.routes`."""
     one = f"{PATH}/{{response_id}}"
     return [
-        Route(PATH, Door(parse), methods=["POST"], name="responses"),
+        Route(PATH, ResponsesDoor(parse), methods=["POST"], name="responses"),
         Route(f"{PATH}/input_tokens", count, methods=["POST"], name="responses_input_tokens"),
         Route(one, show, methods=["GET"], name="response"),
         Route(one, delete, methods=["DELETE"], name="response_delete"),

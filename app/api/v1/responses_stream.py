@@ -7,7 +7,7 @@ end, since pieces of several may come in turns. Nothing is parsed: each delta is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -25,7 +25,7 @@ from app.api.v1.responses_output import (
     text_part,
     thinking_item,
 )
-from app.core.errors import InvalidRequest, TooManyRequests
+from app.core.errors import AprendizError, InvalidRequest, TooManyRequests
 from app.core.types import (
     Event,
     Finished,
@@ -46,6 +46,22 @@ if TYPE_CHECKING:
 _encode = msgspec.json.Encoder().encode
 _BEGINNING = 2
 """Events before the first item: created, in_progress."""
+
+
+_FIELDS: Final = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "logprobs": "top_logprobs",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+"""What models, which know one format, call the fields of this one."""
+
+
+def name_field(error: BaseException) -> None:
+    """Lets an error of a model's name the field as this format does."""
+    if isinstance(error, AprendizError):
+        error.field = _FIELDS.get(error.field or "", error.field)
 
 
 class Counter:
@@ -269,6 +285,7 @@ class ResponsesShape:
 
     def failure(self, error: BaseException) -> bytes:
         """See `Shape.failure`: the failed response, then the event that the SDKs raise."""
+        name_field(error)
         begin = b"" if self._begun else self._beginning()
         told = vendor_body(error, vendor_errors.openai)["error"]
         code = "server_error"
