@@ -31,10 +31,7 @@ REFUSED = [
         f"http://{host}:{{port}}"
         for host in ("0x7f000001", "0x7f.0.0.1", "0x7f.1", "0177.0.0.1", "0177.1", "127.0.0.1.", "127.0.0.01")
     ),
-    *(
-        f"http://{host}:{{port}}"
-        for host in ("127.0.0.256", "1.2.3.4.5", "127.0.0.0x1", "4294967296", "127.0.0.1.0x7f", "0x", "1e0")
-    ),
+    *(f"http://{host}:{{port}}" for host in ("127.0.0.256", "1.2.3.4.5", "127.0.0.0x1", "4294967296", "127.0.0.1.0x7f", "0x")),
     *(f"http://[{host}]:{{port}}" for host in ("::", "::ffff:127.0.0.1", "::ffff:7f00:1", "::127.0.0.1", "64:ff9b::127.0.0.1")),
     *(
         f"http://[{host}]:{{port}}"
@@ -153,18 +150,18 @@ def test_the_corpus_is_large() -> None:
 
 @pytest.mark.parametrize("url", REFUSED)
 async def test_a_hostile_address_is_refused_at_start(make_context: MakeContext, canary: list[int], url: str) -> None:
-    upstream = upstream_at(url.replace("{port}", str(canary[0])))
+    upstream = upstream_at(url.replace("{port}", str(canary[0])), key=None)  # with one, plain http is refused anyway
     with pytest.raises(ConfigurationError) as caught:
         await try_it(make_context(), upstream)
     assert "providers.upstreams.far.base_url: " in caught.value.detail
-    assert not any(part in caught.value.detail for part in ("pass", "127.0.0.1", KEY))
+    assert not any(part in caught.value.detail for part in ("pass", "127.0.0.1"))
     assert canary[1] == 0
 
 
 @pytest.mark.parametrize("url", REFUSED)
 async def test_the_provider_refuses_it_too(make_context: MakeContext, canary: list[int], url: str) -> None:
     """Without a registry in front, a plug-in's use say."""
-    provider = OpenAIProvider(make_context(), "far", upstream_at(url.replace("{port}", str(canary[0]))))
+    provider = OpenAIProvider(make_context(), "far", upstream_at(url.replace("{port}", str(canary[0])), key=None))
     with pytest.raises(ConfigurationError):
         await provider.open(ModelSpec("far", "m"), on_state=lambda state: None)
     assert canary[1] == 0
