@@ -194,6 +194,9 @@ class Finished:
 Event = TextDelta | ReasoningDelta | ToolCallDelta | TokenLogprobs | Finished
 
 
+BlockKind = Literal["thinking", "text", "call"]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A whole answer: what `fold` makes of a stream of events."""
@@ -209,6 +212,8 @@ class Answer:
     thinking: tuple[Mapping[str, Any], ...] = ()
     """The thinking blocks in Anthropic's form, for `Message.reasoning` of a later turn."""
     stop_sequence: str | None = None
+    order: tuple[tuple[BlockKind, int], ...] = ()
+    """Its blocks as they came: the number of a thinking block or tool call; of a piece of text, where in ``text`` it begins."""
 
 
 async def fold(events: AsyncIterable[Event]) -> Answer:
@@ -231,6 +236,8 @@ class Folder:
         self._thinking: list[dict[str, Any]] = []
         self._logprobs: list[Mapping[str, Any]] = []
         self._calls: dict[int, dict[str, Any]] = {}
+        self._order: list[tuple[BlockKind, int]] = []
+        self._open: BlockKind | None = None
         self._finished: Finished | None = None
 
     @property
@@ -247,6 +254,8 @@ class Folder:
         """Takes the next event."""
         match event:
             case TextDelta(text):
+                if self._open != "text":
+                    self._begin("text", sum(map(len, self._text)))
                 self._text.append(text)
             case ReasoningDelta():
                 self._add_thinking(event)
@@ -257,19 +266,26 @@ class Folder:
             case Finished():
                 self._finished = event
 
+    def _begin(self, kind: BlockKind, where: int) -> None:
+        self._open = kind
+        self._order.append((kind, where))
+
     def _add_thinking(self, delta: ReasoningDelta) -> None:
+        if delta.redacted is not None or self._open != "thinking":
+            self._begin("thinking", len(self._thinking))
+            self._thinking.append({"type": "thinking", "thinking": ""})
         if delta.redacted is not None:
-            self._thinking.append({"type": "redacted_thinking", "data": delta.redacted})
+            self._thinking[-1] = {"type": "redacted_thinking", "data": delta.redacted}
+            self._open = None
             return
-        last = self._thinking[-1] if self._thinking else None
-        if last is None or last["type"] != "thinking" or "signature" in last:
-            last = {"type": "thinking", "thinking": ""}
-            self._thinking.append(last)
-        last["thinking"] += delta.text
+        self._thinking[-1]["thinking"] += delta.text
         if delta.signature is not None:
-            last["signature"] = delta.signature
+            self._thinking[-1]["signature"] = delta.signature
+            self._open = None
 
     def _add_call(self, delta: ToolCallDelta) -> None:
+        if delta.index not in self._calls:
+            self._begin("call", delta.index)
         call = self._calls.setdefault(delta.index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
         if delta.id:
             call["id"] = delta.id
@@ -281,15 +297,17 @@ class Folder:
         """The whole answer. Raises UpstreamError where the closing event never came."""
         if self._finished is None:
             raise UpstreamError("The answer was cut off before its end. Try again.")
+        numbers = sorted(self._calls)
         return Answer(
             text=self.text,
             finish_reason=self._finished.reason,
             usage=self._finished.usage,
             reasoning="".join(block.get("thinking", "") for block in self._thinking),
-            tool_calls=tuple(self._calls[index] for index in sorted(self._calls)),
+            tool_calls=tuple(self._calls[index] for index in numbers),
             logprobs=tuple(self._logprobs),
             thinking=tuple(self._thinking),
             stop_sequence=self._finished.stop_sequence,
+            order=tuple((kind, numbers.index(at) if kind == "call" else at) for kind, at in self._order),
         )
 
 

@@ -68,3 +68,30 @@ def test_one_engine_state_holds() -> None:
     metrics.set_engine_state("echo/echo", EngineState.READY)
     lines = [line for line in metrics.render().decode().splitlines() if line.startswith("aprendiz_engine_state{")]
     assert [line for line in lines if line.endswith(" 1.0")] == ['aprendiz_engine_state{model="echo/echo",state="ready"} 1.0']
+
+
+async def test_a_fold_keeps_the_order_of_blocks() -> None:
+    answer = await fold(
+        stream(
+            [
+                ReasoningDelta("a"),
+                ReasoningDelta("b"),
+                ReasoningDelta("", signature="s"),
+                ReasoningDelta("", redacted="r"),
+                TextDelta("one "),
+                TextDelta("two "),
+                ReasoningDelta("c"),
+                ToolCallDelta(7, id="x", name="f"),
+                ToolCallDelta(3, id="y", name="g"),
+                ToolCallDelta(7, arguments="{}"),
+                TextDelta("three"),
+                Finished("stop", Usage()),
+            ]
+        )
+    )
+    assert answer.order == (
+        ("thinking", 0), ("thinking", 1), ("text", 0), ("thinking", 2), ("call", 1), ("call", 0), ("text", 8)
+    )  # fmt: skip
+    assert [block.get("thinking") for block in answer.thinking] == ["ab", None, "c"]
+    assert [call["id"] for call in answer.tool_calls] == ["y", "x"]
+    assert answer.text[8:] == "three"

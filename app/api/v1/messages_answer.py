@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 import msgspec
@@ -95,23 +96,30 @@ def ending_of(answer: Answer) -> EndingOut:
 
 
 def content_of(answer: Answer, prediction_id: str) -> list[dict[str, Any]]:
-    """The blocks of a whole answer: thinking, text, tool calls."""
-    blocks: list[dict[str, Any]] = [
-        {"signature": "", **block} if block["type"] == "thinking" else dict(block) for block in answer.thinking
-    ]
-    if answer.text:
-        blocks.append({"type": "text", "text": answer.text})
-    for number, call in enumerate(answer.tool_calls):
-        function = call["function"]
-        identity = call["id"] or call_id(prediction_id, number)
-        arguments = _arguments(function["arguments"])
-        blocks.append({"type": "tool_use", "id": identity, "name": function["name"], "input": arguments})
+    """The blocks of a whole answer, in their order."""
+    ends = dict(pairwise([*(at for kind, at in answer.order if kind == "text"), len(answer.text)]))
+    blocks: list[dict[str, Any]] = []
+    for kind, at in answer.order:
+        match kind:
+            case "text":
+                blocks.append({"type": "text", "text": answer.text[at : ends[at]]})
+            case "thinking":
+                block = answer.thinking[at]
+                blocks.append({"signature": "", **block} if block["type"] == "thinking" else dict(block))
+            case "call":
+                blocks.append(_tool_use(answer.tool_calls[at], call_id(prediction_id, at)))
     return blocks
 
 
 def call_id(prediction_id: str, number: int) -> str:
     """The id of a tool call whose provider gave none."""
     return f"toolu_{prediction_id.replace('-', '')}_{number}"
+
+
+def _tool_use(call: Mapping[str, Any], else_id: str) -> dict[str, Any]:
+    function = call["function"]
+    arguments = _arguments(function["arguments"])
+    return {"type": "tool_use", "id": call["id"] or else_id, "name": function["name"], "input": arguments}
 
 
 def _arguments(written: str) -> dict[str, Any]:
