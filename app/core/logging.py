@@ -8,6 +8,7 @@ passwords, tokens and keys are never logged.
 from __future__ import annotations
 
 import contextvars
+import functools
 import json
 import logging
 import sys
@@ -129,7 +130,12 @@ def _to_line(line: Mapping[str, Any]) -> str:
 def timestamp(seconds: float | None = None) -> str:
     """Seconds since the epoch (now unless told) as RFC 3339 UTC with milliseconds."""
     seconds = time.time() if seconds is None else seconds
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+    return f"{_second(int(seconds // 1))}.{int(seconds % 1 * 1000):03d}Z"
+
+
+@functools.lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _clip(value: Any) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import operator
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Row, RowMapping, Table, insert
 from sqlalchemy.exc import IntegrityError
@@ -26,7 +28,15 @@ async def add(database: Database, table: Table, record: Any) -> None:
 
 def values_of(record: Any, **changes: Any) -> dict[str, Any]:
     """A record dataclass as column values; ``changes`` replace or add."""
-    return {field.name: getattr(record, field.name) for field in fields(record)} | changes
+    names, values = _reader_of(cast("Hashable", type(record)))
+    row = dict(zip(names, values(record), strict=True))
+    return row | changes if changes else row
+
+
+@functools.lru_cache(maxsize=64)
+def _reader_of(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    names = tuple(field.name for field in fields(kind))
+    return names, operator.attrgetter(*names)
 
 
 def record_of(kind: type[R], row: Row[Any] | None) -> R | None:

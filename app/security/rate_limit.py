@@ -65,7 +65,7 @@ class RateLimiter:
         self._clock = clock
         self._windows: WindowStorage = storage or MemoryWindows(clock=clock)
         login = parse(settings.login)
-        self._items: dict[_Item, RateLimitItem] = {
+        items: dict[_Item, RateLimitItem] = {
             "predict": parse(settings.predict),
             "predict_address": parse(settings.predict_address),
             "feedback": parse(settings.feedback),
@@ -74,7 +74,7 @@ class RateLimiter:
             "login_address": type(login)(login.amount * _LOGIN_ADDRESS_FACTOR, login.multiples),
             "api": parse(settings.api),
         }
-        self._bounds = {limit: (item.amount, item.get_expiry()) for limit, item in self._items.items()}
+        self._bounds = {limit: (item.amount, item.get_expiry()) for limit, item in items.items()}
         self._trying: Counter[tuple[_Item, str]] = Counter()
 
     async def check(self, limit: LimitName, *subjects: str) -> RateState:
@@ -88,9 +88,9 @@ class RateLimiter:
         Raises:
             TooManyRequests: one of them has used up the limit; ``retry_after`` says when the next call is free.
         """
-        item = self._items[limit]
         if not self._enabled or not subjects:
-            return RateState(limit, item.amount, item.amount, 0, item.get_expiry())
+            amount, expiry = self._bounds[limit]
+            return RateState(limit, amount, amount, 0, expiry)
         if isinstance(self._windows, MemoryWindows):
             return self._check_here(self._windows, limit, subjects)
         states = []
@@ -105,7 +105,7 @@ class RateLimiter:
         amount, expiry = self._bounds[limit]
         least, opens = amount, 0.0
         for subject in subjects:
-            key = self._items[limit].key_for(limit, address_subject(subject))
+            key = f"{limit}/{address_subject(subject)}"
             fits, used, opens_at = windows.take(key, amount, expiry)
             if not fits:
                 raise _too_many(limit, RateState(limit, amount, 0, max(0.0, opens_at - self._clock()), expiry))
@@ -152,15 +152,14 @@ class RateLimiter:
                     del self._trying[key]
 
     async def _hit(self, limit: _Item, subject: str) -> bool:
-        item = self._items[limit]
-        return await self._windows.acquire_entry(item.key_for(limit, subject), item.amount, item.get_expiry())
+        amount, expiry = self._bounds[limit]
+        return await self._windows.acquire_entry(f"{limit}/{subject}", amount, expiry)
 
     async def _state(self, limit: _Item, subject: str) -> RateState:
-        item = self._items[limit]
-        window = item.get_expiry()
-        start, used = await self._windows.get_moving_window(item.key_for(limit, subject), item.amount, window)
+        amount, window = self._bounds[limit]
+        start, used = await self._windows.get_moving_window(f"{limit}/{subject}", amount, window)
         reset = max(0.0, start + window - self._clock()) if used else 0.0
-        return RateState(limit, item.amount, max(0, item.amount - used), reset, window)
+        return RateState(limit, amount, max(0, amount - used), reset, window)
 
 
 def _too_many(limit: _Item, state: RateState) -> TooManyRequests:

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from app.api import server as server_module
-from app.api.server import BoundedProtocol, bound_socket
+from app.api.protocol import MAX_CONNECTIONS, BoundedProtocol
+from app.api.server import bound_socket
 from app.core.errors import ConfigurationError
 from tests.conftest import Serve, Service, make_settings, running
 
@@ -179,8 +180,8 @@ def test_a_taken_port_is_said_plainly() -> None:
 
 
 def test_the_bound_fits_the_file_limit() -> None:
-    assert 64 <= server_module._raise_file_limit() <= server_module.MAX_CONNECTIONS
-    assert BoundedProtocol.max_connections == server_module.MAX_CONNECTIONS
+    assert 64 <= server_module._raise_file_limit() <= MAX_CONNECTIONS
+    assert BoundedProtocol.max_connections == MAX_CONNECTIONS
 
 
 def test_cors_for_named_origins_only(serve: Serve) -> None:
