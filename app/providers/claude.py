@@ -30,6 +30,7 @@ from app.providers.upstreams import RemoteModel, allows_private, check_remote, r
 _MESSAGES = "/v1/messages"
 _COUNT = "/v1/messages/count_tokens"
 _API_VERSION = "2023-06-01"
+"""The last version that takes sampling parameters, of the models that have them. Later ones answer in the same form."""
 _MAX_WHOLE_BYTES = 64 << 20
 _MAX_ERROR_BYTES = 1 << 16
 _MAX_TOKENS = 8192

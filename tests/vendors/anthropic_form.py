@@ -15,11 +15,12 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
 
-def complaint(body: Any, *, counting: bool) -> str | None:
-    """What the vendor would say against ``body``, or None."""
+def complaint(body: Any, *, counting: bool, sampling: bool = True) -> str | None:
+    """What the vendor would say against ``body``, or None. ``sampling``: in the version that still has temperatures."""
     if not isinstance(body, dict):
         return "Input should be a valid dictionary"
-    fields = _FIELDS if not counting else {name: check for name, check in _FIELDS.items() if name not in _ONLY_TO_ANSWER}
+    absent = (_ONLY_TO_ANSWER if counting else ()) + (() if sampling else _SAMPLING)
+    fields = {name: check for name, check in _FIELDS.items() if name not in absent}
     required = ("model", "messages") if counting else ("model", "messages", "max_tokens")
     for name in required:
         if name not in body:
@@ -128,7 +129,8 @@ _tool = _form(
 _display = {"display": _one_of("summarized", "omitted")}
 _parallel = {"disable_parallel_tool_use": _is(bool)}
 
-_ONLY_TO_ANSWER = ("max_tokens", "stream", "stop_sequences", "temperature", "top_p", "top_k", "metadata")
+_SAMPLING = ("temperature", "top_p", "top_k")
+_ONLY_TO_ANSWER = ("max_tokens", "stream", "stop_sequences", "metadata", *_SAMPLING)
 _FIELDS: _Form = {
     "model": _some_text,
     "messages": _list_of(_turn),

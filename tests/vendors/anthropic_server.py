@@ -150,12 +150,13 @@ class AnthropicServer(ReplayServer):
         counting = request.path == "/v1/messages/count_tokens"
         if request.method != "POST" or not (counting or request.path == "/v1/messages"):
             return failure(404, "Not Found")
-        if request.headers.get("x-api-key") != KEY:
+        if request.headers.get("x-api-key", request.headers.get("authorization", "").removeprefix("Bearer ")) != KEY:
             return failure(401, "invalid x-api-key")
-        if request.headers.get("anthropic-version") != "2023-06-01":
+        version = request.headers.get("anthropic-version")
+        if version not in ("2023-06-01", "2026-10-21"):
             return failure(400, "anthropic-version: header is required")
         body = request.body
-        wrong = complaint(body, counting=counting)
+        wrong = complaint(body, counting=counting, sampling=version == "2023-06-01")
         if wrong is not None:
             return failure(400, wrong)
         if body["model"] != MODEL:
