@@ -264,6 +264,7 @@ async def update_user(
 async def delete_user(user_id: Id, principal: AdminPerson, services: ServicesDep, address: ClientAddress) -> Response:
     """Deletes the account with its sessions, keys, conversations, predictions and feedback. There is no way back."""
     await services.accounts.delete_user(principal, user_id, address=address)
+    await services.models.forget_answers(user_id)
     return Response(status_code=204)
 
 

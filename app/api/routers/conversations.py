@@ -91,6 +91,7 @@ async def delete_conversation(conversation_id: ConversationId, services: Service
     gone = is_uuid7(conversation_id) and await services.conversations.delete(conversation_id, user_id=principal.user_id)
     if not gone:
         raise NotFound(_NONE)
+    await services.models.forget_answers(principal.user_id)
     return Response(status_code=204)
 
 

@@ -165,6 +165,7 @@ async def delete(request: Request) -> Response:
     record = await find(services, principal, request.path_params["response_id"])
     if not await services.predictions.delete(record.id, user_id=principal.user_id):
         raise NotFound(NO_RESPONSE, field="response_id")
+    await services.models.forget_answers(principal.user_id)
     return _json(DeletedOut(record.id))
 
 
