@@ -8,7 +8,7 @@ event for (its own server-side tools) are skipped and noted in the log. Citation
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -16,9 +16,22 @@ from app.core.errors import AprendizError, UpstreamError
 from app.core.types import Event, Finished, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from app.providers.claude_errors import answer_error, stream_error
 
+_T = TypeVar("_T")
 _MAX_TOOL_CALLS = 128
 _MAX_OPEN_BLOCKS = 128
-_KINDS = ("text", "thinking", "redacted_thinking")
+_EVENTS = frozenset(
+    {
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+        "error",
+    }
+)
+_KINDS = frozenset({"text", "thinking", "redacted_thinking"})
+_PIECES = frozenset({"text_delta", "thinking_delta", "signature_delta", "input_json_delta"})
 _REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -67,7 +80,7 @@ class _Delta(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     type: str = ""
-    content: list[_Block] = []
+    content: list[msgspec.Raw] | None = None
     stop_reason: str | None = None
     stop_sequence: str | None = None
     usage: _Usage | None = None
@@ -82,12 +95,21 @@ class _Event(msgspec.Struct):
     usage: _Usage | None = None
 
 
+class _Kind(msgspec.Struct):
+    type: str = ""
+
+
+class _Outline(msgspec.Struct):
+    index: int = 0
+    delta: _Kind | None = None
+    content_block: _Kind | None = None
+
+
 class _Count(msgspec.Struct):
     input_tokens: int
 
 
 _event_decoder = msgspec.json.Decoder(_Event)
-_message_decoder = msgspec.json.Decoder(_Message)
 
 
 class EventReader:
@@ -108,6 +130,8 @@ class EventReader:
         """
         try:
             event = _event_decoder.decode(payload)
+        except msgspec.ValidationError:
+            event = _unknown(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise _nonsense() from None
         match event.type:
@@ -132,16 +156,13 @@ class EventReader:
 
 def whole(raw: bytes) -> list[Event]:
     """The events of a whole message, `Finished` last. Raises UpstreamError, and for an error in its place as `answer_error`."""
-    try:
-        message = _message_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _nonsense() from None
+    message = _decoded(raw, _Message)
     if message.type != "message":
         raise answer_error(200, raw, {})
     blocks = _Blocks()
     events: list[Event] = []
-    for index, block in enumerate(message.content):
-        events += blocks.start(index, block)
+    for index, block in enumerate(message.content or ()):
+        events += blocks.start(index, _block(block))
         events += blocks.stop(index)
     ending = _Ending()
     ending.add(message.usage, _Delta(stop_reason=message.stop_reason, stop_sequence=message.stop_sequence))
@@ -151,8 +172,44 @@ def whole(raw: bytes) -> list[Event]:
 
 def counted(raw: bytes) -> int:
     """The number in an answer of ``count_tokens``. Raises UpstreamError."""
+    return max(_decoded(raw, _Count).input_tokens, 0)
+
+
+def _unknown(payload: bytes) -> _Event:
+    """An event that has not the form that we know: it may, where its kind, or that of what it carries, is a new one.
+
+    Raises UpstreamError for the kinds that we know.
+    """
+    kind = _decoded(payload, _Kind).type
+    if kind and kind not in _EVENTS:
+        return _Event(kind)
+    outline = _decoded(payload, _Outline)
+    block, delta = outline.content_block, outline.delta
+    if kind == "content_block_start" and block is not None and _is_new(block.type):
+        return _Event(kind, outline.index, content_block=_Block(block.type))
+    if kind == "content_block_delta" and delta is not None and delta.type not in _PIECES:
+        return _Event(kind, outline.index, delta=_Delta(delta.type))
+    raise _nonsense()
+
+
+def _block(raw: msgspec.Raw) -> _Block:
+    """A block of a whole message; of one of a new kind the kind alone. Raises UpstreamError."""
     try:
-        return max(msgspec.json.decode(raw, type=_Count).input_tokens, 0)
+        return msgspec.json.decode(raw, type=_Block)
+    except msgspec.ValidationError:
+        kind = _decoded(bytes(raw), _Kind).type
+        if not _is_new(kind):
+            raise _nonsense() from None
+        return _Block(kind)
+
+
+def _is_new(kind: str) -> bool:
+    return bool(kind) and kind not in _KINDS and kind != "tool_use"
+
+
+def _decoded(raw: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _nonsense() from None
 

@@ -150,6 +150,29 @@ def test_unknown_things_are_skipped_and_unknown_blocks_noted(caplog: pytest.LogC
     assert [record.data for record in caplog.records] == [{"type": "server_tool_use"}]  # type: ignore[attr-defined]
 
 
+def test_new_kinds_of_things_may_have_any_form() -> None:
+    payloads = list(events(message({"type": "text", "text": "a"})))
+    payloads[0]["message"]["content"] = None
+    payloads[1:1] = [
+        {"type": "new_event", "index": "x", "delta": 3, "message": [], "usage": "lots", "content_block": None},
+        {"type": "content_block_start", "index": 7, "content_block": {"type": "new", "text": {}, "data": [], "input": 3}},
+        {"type": "content_block_delta", "index": 7, "delta": {"type": "new_delta", "text": []}},
+        {"type": "content_block_stop", "index": 7},
+    ]
+    payloads.insert(-3, {"type": "content_block_delta", "index": 0, "delta": {"type": "new_delta", "partial_json": {}}})
+    assert read(payloads) == [TextDelta("a"), Finished("stop", Usage(25, 15))]
+    new = message({"type": "new", "text": {}, "data": []}, {"type": "text", "text": "a"})
+    assert whole(json.dumps(new).encode()) == [TextDelta("a"), Finished("stop", Usage(25, 15))]
+
+
+@pytest.mark.parametrize(
+    "block", [3, None, {"type": "text", "text": 3}, {"type": "tool_use", "id": "a", "name": "f", "input": []}]
+)
+def test_known_kinds_must_have_their_form(block: Any) -> None:
+    with pytest.raises(UpstreamError):
+        whole(json.dumps(message({"type": "text", "text": "a"}, block)).encode())
+
+
 def test_what_comes_after_the_end_is_for_nobody() -> None:
     reader = EventReader()
     for payload in events(message(text("a"))):
@@ -184,7 +207,7 @@ CALL = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
         [b"null"],
         [b"{}"],
         [b'{"type": 3}'],
-        [b'{"type": "ping", "index": "x"}'],
+        [b'{"type": "message_stop", "index": "x"}'],
         [b"\xff"],
         [b'{"type":"ping","x":' + b"[" * 100_000],
         [{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "a"}}],
