@@ -196,7 +196,7 @@ def _block(raw: msgspec.Raw) -> _Block:
     """A block of a whole message; of one of a new kind the kind alone. Raises UpstreamError."""
     try:
         return msgspec.json.decode(raw, type=_Block)
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         kind = _decoded(bytes(raw), _Kind).type
         if not _is_new(kind):
             raise _nonsense() from None

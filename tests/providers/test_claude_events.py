@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,8 @@ from app.core.errors import (
 from app.core.types import Answer, Event, Finished, Folder, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from app.providers.claude_errors import answer_error, seconds
 from app.providers.claude_events import EventReader, counted, whole
-from tests.vendors.anthropic_server import error_event, events, failure, message, text, thinking, tool_use
+from app.providers.sse import SseParser
+from tests.vendors.anthropic_server import error_event, events, failure, message, sse, text, thinking, tool_use
 
 REDACTED = {"type": "redacted_thinking", "data": "EmwKAhgBEgy3va3pzix/LafPsn4aDFIT2Xlxh0L5L8rLVyIwxtE3"}
 
@@ -370,3 +372,47 @@ def test_the_words_come_at_debug_only(caplog: pytest.LogCaptureFixture) -> None:
 def test_retry_after(header: str | None, wait: float) -> None:
     assert seconds(header) == wait
     assert answer_error(529, b"", {} if header is None else {"retry-after": header}).retry_after == wait
+
+
+RECORDED = b"".join(sse(list(events(ALL))))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_stream_is_an_error_or_an_answer_and_nothing_else(seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(50):
+        raw = bytearray(RECORDED)
+        for _ in range(dice.randint(1, 6)):
+            at = dice.randrange(len(raw))
+            match dice.randrange(4):
+                case 0:
+                    raw[at] = dice.randrange(256)
+                case 1:
+                    del raw[at : at + dice.randint(1, 200)]
+                case 2:
+                    raw[at:at] = dice.randbytes(dice.randint(1, 8))
+                case 3:
+                    raw[at:at] = raw[at : at + dice.randint(1, 400)]
+        reader, parser, came = EventReader(), SseParser(), []
+        try:
+            for payload in parser.feed(bytes(raw)):
+                came += reader.read(payload)
+                if reader.done:
+                    break
+        except AprendizError:
+            assert not reader.done
+        assert sum(isinstance(event, Finished) for event in came) == reader.done
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_message_is_an_error_or_an_answer_and_nothing_else(seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(50):
+        raw = bytearray(json.dumps(ALL).encode())
+        for _ in range(dice.randint(1, 3)):
+            raw[dice.randrange(len(raw))] = dice.randrange(256)
+        try:
+            made = whole(bytes(raw))
+        except AprendizError:
+            continue
+        assert isinstance(made[-1], Finished)
