@@ -1,4 +1,4 @@
-"""``/v1/responses`` over real sockets: whole answers, stored ones, and what has to be refused."""
+"""``/v1/responses`` over real sockets: whole answers, and all that may go into them."""
 
 from __future__ import annotations
 
@@ -6,72 +6,17 @@ import base64
 import json
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.api.responses_client import PATH, TOOL, ask, create, get, read_by, refused, text, told
 from tests.conftest import Account, Serve, Service
 
-PATH = "/v1/responses"
-ABSENT = "01934f5e-7a11-7c3e-9d5b-2f0a6f5c1e77"
-TOOL = {
-    "type": "function",
-    "name": "weather",
-    "description": "The weather of a city.",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string"}},
-        "required": ["city"],
-        "additionalProperties": False,
-    },
-    "strict": True,
-}
 PIXEL = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(16)).decode()
 
 
 @pytest.fixture(scope="module")
 def user(service: Service) -> Account:
     return service.user()
-
-
-def ask(service: Service, account: Account, **body: Any) -> httpx.Response:
-    with service.client(account) as client:
-        return client.post(PATH, json={"model": "default", **body})
-
-
-def create(service: Service, account: Account, **body: Any) -> dict[str, Any]:
-    """A whole response."""
-    answer = ask(service, account, **body)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-def get(service: Service, account: Account, response_id: str, tail: str = "", **params: Any) -> httpx.Response:
-    with service.client(account) as client:
-        return client.get(f"{PATH}/{response_id}{tail}", params=params)
-
-
-def text(body: dict[str, Any]) -> str:
-    """What the SDK calls ``output_text``."""
-    parts = [part for item in body["output"] if item["type"] == "message" for part in item["content"]]
-    return "".join(part["text"] for part in parts)
-
-
-def refused(answer: httpx.Response, status: int, param: str | None) -> str:
-    """The message of a refusal in the vendor's shape."""
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["param"] == param, error
-    return str(error["message"])
-
-
-def messages(service: Service, user: Account, response_id: str) -> list[dict[str, Any]]:
-    """What the model of a stored response read, as items in their order."""
-    listed = get(service, user, response_id, "/input_items", order="asc", limit=100)
-    assert listed.status_code == 200, listed.text
-    items: list[dict[str, Any]] = listed.json()["data"]
-    return items
 
 
 def test_a_response_is_complete(service: Service, user: Account) -> None:
@@ -176,7 +121,7 @@ def test_an_answer_that_is_cut_is_incomplete(service: Service, user: Account) ->
     assert body["incomplete_details"] == {"reason": "max_output_tokens"}
     assert body["output"][-1]["status"] == "incomplete"
     assert text(body) == "one two"
-    assert get(service, user, body["id"]).json() == body
+    assert told(get(service, user, body["id"]).json()) == told(body)
 
 
 def test_log_probabilities(service: Service, user: Account) -> None:
@@ -223,8 +168,7 @@ def test_items_become_messages(service: Service, user: Account) -> None:
     ]
     body = create(service, user, input=items, instructions="ours")
     assert text(body) == "and now?"
-    stored = service.services.predictions
-    read = messages(service, user, body["id"])
+    read = read_by(service, user, body["id"])
     assert [item["type"] for item in read] == [
         "message", "message", "message", "function_call", "function_call", "function_call_output", "function_call_output",
         "message",
@@ -234,7 +178,6 @@ def test_items_become_messages(service: Service, user: Account) -> None:
     assert [read[3]["call_id"], read[4]["call_id"]] == ["c1", "c2"]
     assert [read[5]["output"], read[6]["output"]] == ["rain", "sun"]
     assert len({item["id"] for item in read}) == len(read)
-    assert stored is not None
 
 
 def test_images_and_files(service: Service, user: Account) -> None:
@@ -247,7 +190,7 @@ def test_images_and_files(service: Service, user: Account) -> None:
     ]
     body = create(service, user, input=[{"role": "user", "content": content}])
     assert text(body) == "see [image_url] [image_url] [file]"
-    (item,) = messages(service, user, body["id"])
+    (item,) = read_by(service, user, body["id"])
     assert [part["type"] for part in item["content"]] == ["input_text", "input_image", "input_image", "input_file"]
     assert item["content"][1] == {"type": "input_image", "image_url": PIXEL, "detail": "low", "file_id": None}
     again = create(service, user, input=[item])
@@ -286,104 +229,6 @@ def test_the_choice_of_a_tool(service: Service, user: Account, choice: Any, call
     assert [tool["name"] for tool in body["tools"]] == ["weather", "time"]
 
 
-def test_a_chain_carries_all_but_the_instructions(service: Service, user: Account) -> None:
-    first = create(service, user, input="one", instructions="speak like a pirate")
-    second = create(service, user, input="two", previous_response_id=first["id"])
-    third = create(service, user, input="three", previous_response_id=second["id"], instructions="be brief")
-    assert third["previous_response_id"] == second["id"]
-    read = messages(service, user, third["id"])
-    assert [(item["role"], item["content"][0]["text"]) for item in read] == [
-        ("user", "one"), ("assistant", "one"), ("user", "two"), ("assistant", "two"), ("user", "three")
-    ]  # fmt: skip
-    assert get(service, user, second["id"]).json()["instructions"] is None
-
-
-def test_what_the_model_read_is_stored_as_it_was(service: Service, user: Account) -> None:
-    first = create(service, user, input="one", instructions="pirate")
-    second = create(service, user, input="two", previous_response_id=first["id"], instructions="brief")
-    with service.client(service.admin()) as client:
-        client.post("/feedback", json={"prediction_id": second["id"], "rating": "up"})
-    items = messages(service, user, second["id"])
-    assert all("pirate" not in str(item) and "brief" not in str(item) for item in items)
-
-
-def test_a_chain_survives_the_deletion_of_its_beginning(service: Service, user: Account) -> None:
-    first = create(service, user, input="one")
-    second = create(service, user, input="two", previous_response_id=first["id"])
-    with service.client(user) as client:
-        deleted = client.delete(f"{PATH}/{first['id']}")
-        assert deleted.json() == {"id": first["id"], "object": "response", "deleted": True}
-        refused(client.delete(f"{PATH}/{first['id']}"), 404, "response_id")
-    refused(get(service, user, first["id"]), 404, "response_id")
-    refused(ask(service, user, input="x", previous_response_id=first["id"]), 404, "previous_response_id")
-    third = create(service, user, input="three", previous_response_id=second["id"])
-    assert len(messages(service, user, third["id"])) == 5
-
-
-def test_a_stored_response_is_shown_as_it_was_answered(service: Service, user: Account) -> None:
-    body = create(service, user, input="x y", instructions="be kind", metadata={"k": "v"}, tools=[TOOL], temperature=1)
-    assert get(service, user, body["id"]).json() == body
-    assert get(service, user, body["id"], include="message.output_text.logprobs", stream="false").json() == body
-
-
-def test_without_store_it_cannot_be_found(service: Service, user: Account) -> None:
-    body = create(service, user, input="x", store=False)
-    refused(get(service, user, body["id"]), 404, "response_id")
-    refused(get(service, user, body["id"], "/input_items"), 404, "response_id")
-    refused(ask(service, user, input="y", previous_response_id=body["id"]), 404, "previous_response_id")
-    with service.client(user) as client:
-        refused(client.delete(f"{PATH}/{body['id']}"), 404, "response_id")
-        assert client.post("/feedback", json={"prediction_id": body["id"], "rating": "up"}).status_code == 201
-
-
-def test_other_predictions_are_no_responses(service: Service, user: Account) -> None:
-    prediction = service.predict(user)
-    refused(get(service, user, prediction["id"]), 404, "response_id")
-    refused(ask(service, user, input="y", previous_response_id=prediction["id"]), 404, "previous_response_id")
-
-
-def test_anothers_response_is_as_absent(service: Service, user: Account) -> None:
-    other = service.user()
-    theirs = create(service, other, input="secret")["id"]
-    item = f"msg_{theirs}"
-    bodies: dict[str, list[str]] = {}
-
-    def note(name: str, answer: httpx.Response) -> None:
-        assert answer.status_code == 404
-        bodies.setdefault(name, []).append(answer.text)
-
-    for response_id in (theirs, ABSENT):
-        note("get", get(service, user, response_id))
-        note("items", get(service, user, response_id, "/input_items"))
-        note("continue", ask(service, user, input="x", previous_response_id=response_id))
-        note("refer", ask(service, user, input=[{"type": "item_reference", "id": item.replace(theirs, response_id)}]))
-        with service.client(user) as client:
-            note("delete", client.delete(f"{PATH}/{response_id}"))
-            note("cancel", client.post(f"{PATH}/{response_id}/cancel"))
-            count = {"input": "x", "previous_response_id": response_id}
-            note("count", client.post(f"{PATH}/input_tokens", json=count))
-    assert all(len(set(each)) == 1 and "secret" not in each[0] for each in bodies.values()), bodies
-    assert get(service, other, theirs).status_code == 200
-    assert json.loads(bodies["continue"][0])["error"]["code"] == "previous_response_not_found"
-
-
-def test_an_item_can_stand_for_its_content(service: Service, user: Account) -> None:
-    first = create(service, user, input='call weather {"city": "Bonn"}', tools=[TOOL])
-    (call,) = first["output"]
-    items = [
-        {"role": "user", "content": "weather?"},
-        {"type": "item_reference", "id": call["id"]},
-        {"type": "function_call_output", "call_id": call["call_id"], "output": "sun"},
-    ]
-    body = create(service, user, input=items, tools=[TOOL])
-    read = messages(service, user, body["id"])
-    assert [item["type"] for item in read] == ["message", "function_call", "function_call_output"]
-    referred = create(service, user, input=[{"id": read[0]["id"]}])
-    assert text(referred) == "weather?"
-    refused(ask(service, user, input=[{"id": f"msg_{first['id']}"}]), 404, "input[0].id")
-    refused(ask(service, user, input=[{"id": "msg_68af"}]), 404, "input[0].id")
-
-
 def test_thinking_is_shown_stored_and_handed_back(serve: Serve) -> None:
     service = serve(model={"provider": "echo", "model": "thinks"})
     user = service.user()
@@ -410,53 +255,6 @@ def test_thinking_is_shown_stored_and_handed_back(serve: Serve) -> None:
     refused(ask(service, user, input=[changed, summed["output"][1]]), 400, "input[0].encrypted_content")
     none = create(service, user, input="why", reasoning={"effort": "none"})
     assert [item["type"] for item in none["output"]] == ["message"]
-
-
-def test_input_items_come_in_pages(service: Service, user: Account) -> None:
-    items = [{"role": "user", "content": str(number)} for number in range(25)]
-    body = create(service, user, input=items)
-    page = get(service, user, body["id"], "/input_items").json()
-    assert page["object"] == "list"
-    assert [item["content"][0]["text"] for item in page["data"]] == [str(number) for number in range(24, 4, -1)]
-    assert page["has_more"] is True
-    assert page["first_id"] == page["data"][0]["id"]
-    rest = get(service, user, body["id"], "/input_items", after=page["last_id"]).json()
-    assert [item["content"][0]["text"] for item in rest["data"]] == ["4", "3", "2", "1", "0"]
-    assert rest["has_more"] is False
-    ids = [item["id"] for item in messages(service, user, body["id"])]
-    some = get(service, user, body["id"], "/input_items", order="asc", after=ids[3], before=ids[6], limit=2).json()
-    assert [item["id"] for item in some["data"]] == ids[4:6]
-    assert some["has_more"] is False
-    empty = get(service, user, body["id"], "/input_items", order="asc", after=ids[-1]).json()
-    assert (empty["data"], empty["first_id"], empty["has_more"]) == ([], None, False)
-
-
-@pytest.mark.parametrize(
-    ("params", "param"),
-    [
-        ({"limit": "0"}, "limit"),
-        ({"limit": "101"}, "limit"),
-        ({"limit": "-1"}, "limit"),
-        ({"limit": "9" * 500}, "limit"),
-        ({"limit": "٣"}, "limit"),
-        ({"order": "up"}, "order"),
-        ({"after": "msg_1"}, "after"),
-        ({"before": "msg_1"}, "before"),
-        ({"page": "1"}, "query"),
-    ],
-)
-def test_pages_are_bounded(service: Service, user: Account, params: dict[str, str], param: str) -> None:
-    body = create(service, user, input="x")
-    refused(get(service, user, body["id"], "/input_items", **params), 400, param)
-
-
-def test_what_is_stored_is_not_streamed_again(service: Service, user: Account) -> None:
-    body = create(service, user, input="x")
-    for params in ({"stream": "true"}, {"starting_after": "3"}):
-        refused(get(service, user, body["id"], **params), 400, "stream")
-    refused(get(service, user, body["id"], color="red"), 400, "query")
-    with service.client(user) as client:
-        assert "background" in refused(client.post(f"{PATH}/{body['id']}/cancel"), 400, "response_id")
 
 
 def test_tokens_are_counted(service: Service, user: Account) -> None:

@@ -73,15 +73,35 @@ class DeletedOut(Struct, frozen=True):
     deleted: Literal[True] = True
 
 
+class _AsSent(Exception):
+    """Carries an error that already names the fields of this format past those that do not."""
+
+    def __init__(self, error: AprendizError) -> None:
+        super().__init__()
+        self.error = error
+
+
 class ResponsesDoor(Door):
-    """The door whose refusals name the fields of this format."""
+    """The door where also what a model refuses names the fields of this format."""
+
+    def __init__(self) -> None:
+        super().__init__(_read)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except _AsSent as sent:
+            raise sent.error from None
         except AprendizError as error:
             name_field(error)
             raise
+
+
+async def _read(body: bytes, caller: Caller) -> Order:
+    try:
+        return await parse(body, caller)
+    except AprendizError as error:
+        raise _AsSent(error) from None
 
 
 async def parse(body: bytes, caller: Caller) -> Order:
@@ -183,7 +203,7 @@ def routes() -> list[Route]:
     """The routes, for `app.api.v1.routes`."""
     one = f"{PATH}/{{response_id}}"
     return [
-        Route(PATH, ResponsesDoor(parse), methods=["POST"], name="responses"),
+        Route(PATH, ResponsesDoor(), methods=["POST"], name="responses"),
         Route(f"{PATH}/input_tokens", count, methods=["POST"], name="responses_input_tokens"),
         Route(one, show, methods=["GET"], name="response"),
         Route(one, delete, methods=["DELETE"], name="response_delete"),
