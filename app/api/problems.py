@@ -27,6 +27,7 @@ from app.core import errors
 from app.core.errors import AprendizError
 from app.core.logging import request_id_var
 
+RawHeaders = Sequence[tuple[bytes, bytes]]
 CONTENT_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:aprendiz:problem:"
 REQUEST_PREFIX = "urn:aprendiz:request:"
@@ -101,9 +102,9 @@ def headers_of(error: BaseException) -> dict[str, str]:
     return headers
 
 
-def response_of(error: BaseException, path: str) -> Response:
-    """The whole response for an error that came up under ``path``."""
-    return _in_form(path, error, _response(problem(error), headers_of(error)))
+def response_of(error: BaseException, path: str, headers: RawHeaders = ()) -> Response:
+    """The whole response for an error that came up under ``path``. ``headers``: the request's."""
+    return _in_form(path, headers, error, _response(problem(error), headers_of(error)))
 
 
 def vendor_body(error: BaseException, form: vendor_errors.Form) -> dict[str, Any]:
@@ -112,9 +113,9 @@ def vendor_body(error: BaseException, form: vendor_errors.Form) -> dict[str, Any
     return form(error, plain["status"], plain["detail"], request_id_var.get())[1]
 
 
-def _in_form(path: str, error: BaseException, response: Response) -> Response:
-    """``response`` in the form that ``path`` speaks."""
-    form = vendor_errors.form_of(path)
+def _in_form(path: str, sent: RawHeaders, error: BaseException, response: Response) -> Response:
+    """``response`` in the form that ``path`` speaks, to a request with the headers ``sent``."""
+    form = vendor_errors.form_of(path, sent)
     if form is None:
         return response
     plain = json.loads(bytes(response.body))
@@ -135,7 +136,7 @@ def register(app: FastAPI, *, methods_of: Callable[[str], Iterable[str]]) -> Non
         response = _http_response(cast("HTTPException", error))
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(sorted(methods_of(request.scope["path"])))
-        return _in_form(request.scope["path"], error, response)
+        return _in_form(request.scope["path"], request.scope["headers"], error, response)
 
     app.add_exception_handler(AprendizError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
@@ -175,8 +176,11 @@ class Problems:
 
 async def respond(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
     """Answers an HTTP request, or refuses a WebSocket handshake, with the problem."""
-    path = scope["path"]
-    response = _in_form(path, error, _http_response(error)) if isinstance(error, HTTPException) else response_of(error, path)
+    path, headers = scope["path"], scope["headers"]
+    if isinstance(error, HTTPException):
+        response = _in_form(path, headers, error, _http_response(error))
+    else:
+        response = response_of(error, path, headers)
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008})
         return
@@ -191,7 +195,7 @@ def log_failure(error: BaseException) -> None:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     log_failure(error)
-    return response_of(error, request.scope["path"])
+    return response_of(error, request.scope["path"], request.scope["headers"])
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
@@ -200,7 +204,7 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     body["errors"] = [{"field": field, "message": message} for field, message in found]
     if found:
         body["field"] = found[0][0]
-    return _in_form(request.scope["path"], error, _response(body, {}))
+    return _in_form(request.scope["path"], request.scope["headers"], error, _response(body, {}))
 
 
 def _complaints(items: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ text of an error is the same in every form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from app.core import errors
@@ -45,11 +45,18 @@ _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
 }
 
 
-def form_of(path: str) -> Form | None:
-    """The vendor's form that a path speaks, or None: problem details."""
+def form_of(path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> Form | None:
+    """The vendor's form that a path speaks, or None: problem details.
+
+    The list of models has one path for both vendors; the header ``anthropic-version`` among the request's ``headers`` tells.
+    """
     if not path.startswith("/v1/"):
         return None
-    return anthropic if path == "/v1/messages" or path.startswith("/v1/messages/") else openai
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return anthropic
+    if path == "/v1/models" or path.startswith("/v1/models/"):
+        return anthropic if any(name == b"anthropic-version" for name, _ in headers) else openai
+    return openai
 
 
 def openai(error: BaseException, status: int, detail: str, request_id: str) -> Rendering:
