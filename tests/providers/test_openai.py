@@ -2,61 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from app.core.errors import (
-    AprendizError,
-    ContextOverflow,
     InvalidRequest,
     ModelLoadFailed,
     UnknownModel,
-    UpstreamBusy,
-    UpstreamError,
-    UpstreamRefused,
-    UpstreamUnreachable,
 )
-from app.core.logging import JsonFormatter, Redacting
 from app.core.settings import VENDOR_URLS, Upstream
 from app.core.types import (
-    Answer,
     EmbeddingRequest,
     EngineState,
-    Event,
     GenerationRequest,
     Message,
     ModelSpec,
     Sampling,
-    TextDelta,
-    fold,
 )
 from app.providers.base import LoadedModel, ProviderContext
 from app.providers.contract import verify
 from app.providers.openai import OpenAIProvider
 from app.providers.openai_messages import wire_messages
-from tests.vendors.openai_server import Completion, OpenAIServer, ToolCall, failure, logprob
-from tests.vendors.replay import Raw, Reply, as_json
+from tests.providers.openai_setup import KEY, MakeContext, ask, opened, request, upstream_at
+from tests.vendors.openai_server import Completion, OpenAIServer, ToolCall, logprob
 
-MakeContext = Callable[..., ProviderContext]
-KEY = "sk-canary-3141592653"
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-
-
-def upstream_at(url: str, **fields: Any) -> Upstream:
-    key = fields.pop("key", KEY)
-    return Upstream(base_url=url, **fields).model_copy(update={"api_key": None if key is None else SecretStr(key)})
-
-
-async def opened(context: ProviderContext, upstream: Upstream, model: str = "gpt-4o", name: str = "far") -> LoadedModel:
-    return await OpenAIProvider(context, name, upstream).open(ModelSpec(name, model), on_state=lambda state: None)
 
 
 @pytest.fixture
@@ -83,20 +56,6 @@ async def as_vendor(
         yield loaded
     finally:
         await loaded.aclose()
-
-
-def request(text: str = "Say hello", *, whole: bool = False, **sampling: Any) -> GenerationRequest:
-    return GenerationRequest((Message("user", text),), sampling=Sampling(**sampling), whole=whole)
-
-
-async def ask(model: LoadedModel, asked: GenerationRequest) -> Answer:
-    async with contextlib.aclosing(model.stream(asked)) as events:
-        return await fold(events)
-
-
-async def events_of(model: LoadedModel, asked: GenerationRequest) -> list[Event]:
-    async with contextlib.aclosing(model.batches(asked)) as batches:
-        return [event async for batch in batches for event in batch]
 
 
 async def test_it_keeps_the_contract(make_context: MakeContext) -> None:
@@ -298,90 +257,6 @@ async def test_a_refusal_is_an_answer(server: OpenAIServer, model: LoadedModel, 
     assert answer.text == "I cannot help with that."
 
 
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize(
-    ("name", "kind", "retry_after"),
-    [
-        ("bad_parameter", InvalidRequest, None),
-        ("context_length", ContextOverflow, None),
-        ("invalid_key", UpstreamRefused, None),
-        ("region", UpstreamRefused, None),
-        ("no_model", UnknownModel, None),
-        ("rate_limit", UpstreamBusy, 7.0),
-        ("rate_limit_bare", UpstreamBusy, ...),
-        ("quota", UpstreamRefused, None),
-        ("server_error", UpstreamError, None),
-        ("overloaded", UpstreamBusy, ...),
-    ],
-)
-async def test_documented_errors(
-    server: OpenAIServer, model: LoadedModel, name: str, kind: type[AprendizError], retry_after: object, whole: bool
-) -> None:
-    server.push(failure(name))
-    with pytest.raises(kind) as caught:
-        await events_of(model, request(whole=whole))
-    assert type(caught.value) is kind
-    assert KEY not in caught.value.detail
-    assert "org-test" not in caught.value.detail
-    if retry_after is not ...:
-        assert caught.value.retry_after == retry_after
-    assert (await ask(model, request("again"))).text == "again"
-
-
-async def test_a_cut_stream_is_an_error(server: OpenAIServer, model: LoadedModel) -> None:
-    server.push(Completion(text="one two", pieces=("one", " two"), cut_after=2))
-    with pytest.raises(UpstreamError):
-        await events_of(model, request())
-
-
-async def test_an_error_inside_a_stream_is_an_error(server: OpenAIServer, model: LoadedModel) -> None:
-    server.push(Completion(text="one two", pieces=("one", " two"), error_after=2))
-    with pytest.raises(UpstreamError):
-        await events_of(model, request())
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize(
-    "target", ["{canary}/v1/chat/completions", "https://127.0.0.1:1/", "//evil.example/", "file:///etc/passwd"]
-)
-async def test_a_redirect_is_not_followed(server: OpenAIServer, model: LoadedModel, status: int, target: str) -> None:
-    async with OpenAIServer() as canary:
-        server.push(Reply(status, (b"moved",), {"Location": target.replace("{canary}", canary.url)}))
-        with pytest.raises(UpstreamError):
-            await events_of(model, request())
-        assert (canary.connections, len(server.received)) == (0, 1)
-
-
-async def test_leaving_ends_the_work_at_the_other_end(server: OpenAIServer, model: LoadedModel) -> None:
-    server.push(Completion(text="a", pieces=("a ",) * 1000, pause_s=0.01))
-    stream = model.stream(request())
-    assert isinstance(await anext(stream), TextDelta)
-    await stream.aclose()
-    async with asyncio.timeout(5):
-        while not server.left:  # noqa: ASYNC110 - the server is a double, and counts
-            await asyncio.sleep(0.01)
-
-
-async def test_no_more_requests_at_once_than_the_upstream_takes(server: OpenAIServer, make_context: MakeContext) -> None:
-    provider = OpenAIProvider(make_context(), "far", upstream_at(server.url, max_concurrency=2))
-    models = [await provider.open(ModelSpec("far", name), on_state=lambda state: None) for name in ("a", "b", "c")]
-    server.push(*(Completion(text="x", pieces=("x ",) * 3, pause_s=0.02) for _ in range(9)))
-    most = 0
-
-    async def watch() -> None:
-        nonlocal most
-        while True:
-            most = max(most, server.answering)
-            await asyncio.sleep(0.002)
-
-    watching = asyncio.create_task(watch())
-    await asyncio.gather(*(ask(model, request()) for model in models for _ in range(3)))
-    watching.cancel()
-    for model in models:
-        await model.aclose()
-    assert (most, len(server.received)) == (2, 9)
-
-
 async def test_a_prompt_to_go_on_from(server: OpenAIServer, model: LoadedModel) -> None:
     asked = GenerationRequest((Message("user", "Once upon a time"),), sampling=Sampling(max_tokens=3, logprobs=2), raw=True)
     answer = await ask(model, asked)
@@ -407,46 +282,6 @@ async def test_embeddings_in_the_order_of_the_texts(server: OpenAIServer, model:
     short = await model.embed(EmbeddingRequest(("second",), dimensions=4))
     assert len(short.vectors[0]) == 4
     assert server.received[-1].body == {"model": "gpt-4o", "input": ["second"], "encoding_format": "float", "dimensions": 4}
-
-
-def rows(*vectors: Any, order: Sequence[int] | None = None) -> Reply:
-    indices = range(len(vectors)) if order is None else order
-    data = [
-        {"object": "embedding", "index": index, "embedding": vector} for index, vector in zip(indices, vectors, strict=True)
-    ]
-    return as_json({"object": "list", "data": data, "usage": {"prompt_tokens": 2, "total_tokens": 2}})
-
-
-async def test_embeddings_are_read_in_both_encodings_and_any_order(server: OpenAIServer, model: LoadedModel) -> None:
-    server.push(rows([3.0, 4.0], "AACAPwAAAEA=", order=[1, 0]))
-    assert (await model.embed(EmbeddingRequest(("a", "b")))).vectors == ((1.0, 2.0), (3.0, 4.0))
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        rows([1.0]),
-        rows([1.0], [2.0], [3.0]),
-        rows([1.0], [1.0, 2.0]),
-        rows([], []),
-        rows([1.0], [2.0], order=[0, 0]),
-        rows([1.0], [2.0], order=[0, 2]),
-        rows("AADAfw==", "AADAfw=="),
-        rows("AAA", "AAA"),
-        rows("AAAA", "AAAA"),
-        rows(["1"], ["2"]),
-        rows(None, None),
-        as_json({"object": "list", "data": {}}),
-        as_json([]),
-        as_json({}),
-        Reply(200, (b"not JSON",), {"Content-Type": "application/json"}),
-        Reply(200, (b"[" * 100_000,), {"Content-Type": "application/json"}),
-    ],
-)
-async def test_embeddings_that_are_none(server: OpenAIServer, model: LoadedModel, reply: Reply) -> None:
-    server.push(reply)
-    with pytest.raises(UpstreamError):
-        await model.embed(EmbeddingRequest(("a", "b")))
 
 
 async def test_equal_address_and_model_are_one_version(make_context: MakeContext) -> None:
@@ -477,40 +312,3 @@ async def test_the_vendor_needs_a_key_and_nobody_takes_adapters(make_context: Ma
     provider = OpenAIProvider(make_context(), "far", upstream_at("http://127.0.0.1:1"))
     with pytest.raises(ModelLoadFailed, match="adapters"):
         await provider.open(ModelSpec("far", "m", adapter="mine"), on_state=lambda state: None)
-
-
-async def test_a_server_that_is_not_there(make_context: MakeContext) -> None:
-    async with OpenAIServer() as gone:
-        url = gone.url
-    loaded = await opened(make_context(), upstream_at(url))
-    with pytest.raises(UpstreamUnreachable):
-        await ask(loaded, request())
-    await loaded.aclose()
-
-
-async def test_the_key_is_told_to_nobody(
-    server: OpenAIServer, make_context: MakeContext, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    context = make_context()
-    upstream = upstream_at(server.url)
-    provider = OpenAIProvider(context, "far", upstream)
-    loaded = await provider.open(ModelSpec("far", "gpt-4o"), on_state=lambda state: None)
-    shown = [repr(upstream), str(upstream), upstream.model_dump_json(), repr(provider), repr(loaded), repr(loaded.version)]
-    shown += [repr(vars(thing)) for thing in (provider, loaded)]
-    echo = json.dumps({"error": {"message": f"Bearer {KEY}", "type": KEY, "code": KEY, "param": KEY}}).encode()
-    for status in (400, 401, 404, 429, 500):
-        server.push(Reply(status, (echo,), {"Content-Type": "application/json", "x-request-id": KEY, "Retry-After": KEY}))
-    server.push(failure("invalid_key"), Raw(f"HTTP/1.1 200 {KEY}\r\n{KEY}\r\n\r\n".encode()), Raw(f"{KEY}\r\n\r\n".encode()))
-    for _ in range(8):
-        with pytest.raises(AprendizError) as caught:
-            await ask(loaded, request())
-        shown += [repr(caught.value), str(caught.value), caught.value.detail, repr(caught.value.field)]
-    await loaded.aclose()
-    formatter = Redacting(JsonFormatter(), [KEY])
-    logged = [formatter.format(record) for record in caplog.records]
-    assert any("its words" in line for line in logged)
-    shown += logged
-    out = capsys.readouterr()
-    assert not [text for text in [*shown, out.out, out.err] if KEY in text or KEY[3:] in text]
-    assert len(server.received) == 8

@@ -48,10 +48,13 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Bytes as they are in place of an HTTP answer, then the end of the connection (``reset``: by RST)."""
+    """Bytes as they are in place of an HTTP answer, then the end of the connection (``reset``: by RST), or with ``hang``
+    nothing more until the client leaves.
+    """
 
     data: bytes = b""
     reset: bool = False
+    hang: bool = False
 
 
 Scripted = Reply | Raw
@@ -150,6 +153,9 @@ class ReplayServer:
         if isinstance(scripted, Raw):
             writer.write(scripted.data)
             await writer.drain()
+            if scripted.hang:
+                await reader.read(1)
+                raise ConnectionResetError
             if scripted.reset:
                 writer.transport.abort()
             return False
