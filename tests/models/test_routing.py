@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import yaml
 
 from app.core.errors import UnknownModel
-from app.core.settings import Route
+from app.core.settings import FallbackClass, Route, Routing
 from app.core.types import ModelSpec
 from app.models.routing import Candidate, Plan, wildcard
+from tests.conftest import Serve
 from tests.models.conftest import MakeHouse
 from tests.models.doubles import House, ask, spec, user
 from tests.models.remote import RemoteProvider, route
@@ -189,3 +193,41 @@ def test_a_route_of_the_configuration_has_bounds() -> None:
         Route.model_validate({"targets": []})
     with pytest.raises(ValueError, match="retries"):
         Route.model_validate(route("a", retries=9))
+
+
+# From outside, and in the document
+
+
+def test_a_caller_sees_who_answered_and_why(serve: Serve) -> None:
+    routes = {"default": route("echo/unloadable", "echo/tag-second"), "dead": route("echo/unloadable")}
+    service = serve(routing={"models": routes})
+    with service.client(service.user()) as client:
+        whole = client.post("/predict", json={"prompt": "hi"})
+        assert whole.status_code == 200
+        assert (whole.json()["model"], whole.json()["text"]) == ("echo/tag-second", "second:hi")
+        assert whole.headers["x-aprendiz-fallback"] == "engine-unavailable"
+        with client.stream("POST", "/predict", json={"prompt": "hi", "stream": True}) as stream:
+            assert stream.headers["x-aprendiz-fallback"] == "engine-unavailable"
+            stream.read()
+        assert "x-aprendiz-fallback" not in client.post("/predict", json={"prompt": "hi", "model": "echo/echo"}).headers
+        assert client.post("/predict", json={"prompt": "hi", "model": "dead"}).status_code == 503
+        assert client.post("/predict", json={"prompt": "hi", "model": "echo/unloadable"}).status_code == 404
+
+
+def blocks() -> list[str]:
+    text = (Path(__file__).parents[2] / "doc" / "routing.md").read_text(encoding="utf-8")
+    return re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", blocks())
+def test_the_examples_of_the_document_are_valid(block: str) -> None:
+    tree = yaml.safe_load(block)
+    if "routing" in tree:
+        assert Routing.model_validate(tree["routing"]).models
+    else:
+        assert Route.model_validate(tree).targets
+
+
+def test_the_document_names_every_field_and_class() -> None:
+    text = (Path(__file__).parents[2] / "doc" / "routing.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE)) == {*Route.model_fields, *get_args(FallbackClass)}
