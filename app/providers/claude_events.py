@@ -220,6 +220,7 @@ class _Blocks:
     def __init__(self) -> None:
         self._open: dict[int, _Open] = {}
         self._calls = 0
+        self._skipped = False
 
     def start(self, index: int, block: _Block | None) -> list[Event]:
         """What a block begins with; usually nothing yet but a tool call's id and name."""
@@ -228,8 +229,9 @@ class _Blocks:
         if block.type == "tool_use":
             return self._start_call(index, block)
         known = block.type in _KINDS
-        if not known:
-            logger.info("a block of an answer is skipped", extra={"data": {"type": block.type[:50]}})
+        if not known and not self._skipped:
+            self._skipped = True
+            logger.info("blocks of an answer are skipped", extra={"data": {"type": block.type[:50]}})
         self._open[index] = _Open(block, known=known)
         return _content(block.text, block.thinking, block.signature, block.data) if known else []
 

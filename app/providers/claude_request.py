@@ -1,7 +1,7 @@
 """Our request as a body of Anthropic's Messages API. No I/O, no defaults but the obligatory ``max_tokens``.
 
-What the format cannot say is refused by name, never left out in silence; three things are no loss and are left out: ``seed``
-(a wish by definition), penalties of zero, and texts of white space alone, which say nothing and which the vendor refuses.
+What the format cannot say is refused by name, never left out in silence. No loss, and left out: ``seed`` (a wish by
+definition), penalties of zero, names of speakers, and texts of white space alone: they say nothing, and the vendor refuses them.
 Thinking blocks go back unchanged, without those of other models: only a block with a signature is the vendor's.
 
 Whether a value is one that this model of the vendor's takes (newer ones know no ``temperature``, older ones no effort) is the
@@ -133,7 +133,7 @@ def _tool_use(call: Mapping[str, Any], where: str) -> Block:
 
 def _arguments(written: Any, where: str) -> dict[str, Any]:
     """The arguments of a call as the object that they are in JSON; none at all are an empty one."""
-    if not written:
+    if not written or (isinstance(written, str) and not written.strip()):
         return {}
     try:
         value = msgspec.json.decode(written) if isinstance(written, str) else written

@@ -140,13 +140,13 @@ def test_no_counts_at_all() -> None:
 
 def test_unknown_things_are_skipped_and_unknown_blocks_noted(caplog: pytest.LogCaptureFixture) -> None:
     server_side = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
-    payloads = list(events(message(server_side, text("a"))))
+    payloads = list(events(message(server_side, text("a"), server_side)))
     payloads[2:2] = [
         {"type": "invented_event", "delta": {"text": "no"}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": '{"q": 1}'}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "no"}},
     ]
-    payloads.insert(-3, {"type": "content_block_delta", "index": 1, "delta": {"type": "citations_delta", "citation": {}}})
+    payloads.insert(-5, {"type": "content_block_delta", "index": 1, "delta": {"type": "citations_delta", "citation": {}}})
     with caplog.at_level(logging.INFO):
         assert read(payloads) == [TextDelta("a"), Finished("stop", Usage(25, 15))]
     assert [record.data for record in caplog.records] == [{"type": "server_tool_use"}]  # type: ignore[attr-defined]

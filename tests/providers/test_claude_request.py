@@ -119,7 +119,7 @@ def test_a_conversation_with_tools_and_thinking() -> None:
         Message(
             "assistant",
             "I look.",
-            tool_calls=(call(1, '{"place": "León"}', cache_control=MARK), call(2, "")),
+            tool_calls=(call(1, '{"place": "León"}', cache_control=MARK), call(2, " ")),
             reasoning=(thought, hidden, {"type": "thinking", "thinking": "of another model"}),
         ),
         Message("tool", "rain", tool_call_id="call_1"),
