@@ -5,12 +5,13 @@ from __future__ import annotations
 import builtins
 from datetime import datetime
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from app.core.records import ConversationRecord
 from app.db.database import Database
+from app.db.erased import note_costs
 from app.db.rows import add, record_of, records_of
-from app.db.schema import conversations
+from app.db.schema import conversations, predictions
 
 
 class Conversations:
@@ -45,4 +46,9 @@ class Conversations:
     async def delete(self, conversation_id: str, *, user_id: str) -> bool:
         """Removes a user's conversation with its predictions and the feedback on them. Returns whether there was one."""
         query = delete(conversations).where(conversations.c.id == conversation_id, conversations.c.user_id == user_id)
-        return await self._database.write(lambda connection: connection.execute(query).rowcount > 0)
+
+        def work(connection: Connection) -> bool:
+            note_costs(connection, (predictions.c.conversation_id == conversation_id) & (predictions.c.user_id == user_id))
+            return connection.execute(query).rowcount > 0
+
+        return await self._database.write(work)

@@ -8,15 +8,16 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, RowMapping, case, delete, func, literal, select, type_coerce
+from sqlalchemy import BigInteger, ColumnElement, Connection, RowMapping, and_, case, delete, func, literal, select, type_coerce
 from sqlalchemy.exc import IntegrityError
 
 from app.core.errors import Conflict
 from app.core.ids import first_uuid7
 from app.core.records import PredictionRecord, UsageGroup, UsageRecord
 from app.db.database import Database
+from app.db.erased import note_costs
 from app.db.rows import record_of, records_of, values_of
-from app.db.schema import PRICED, predictions
+from app.db.schema import PRICED, erased_costs, predictions
 
 _DAY_US = 86_400_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -64,8 +65,13 @@ class Predictions:
 
     async def delete(self, prediction_id: str, *, user_id: str) -> bool:
         """Removes a user's prediction with the feedback on it. Returns whether there was one."""
-        query = delete(predictions).where(predictions.c.id == prediction_id, predictions.c.user_id == user_id)
-        return await self._database.write(lambda connection: connection.execute(query).rowcount > 0)
+        mine = and_(predictions.c.id == prediction_id, predictions.c.user_id == user_id)
+
+        def work(connection: Connection) -> bool:
+            note_costs(connection, mine)
+            return connection.execute(delete(predictions).where(mine)).rowcount > 0
+
+        return await self._database.write(work)
 
     async def spent(
         self,
@@ -86,24 +92,29 @@ class Predictions:
             without: ids to leave out.
 
         Returns:
-            ``(slice, nano-dollars)``: milliseconds ``>> slice_bits``. Read from an index that holds what has a price, alone.
+            ``(slice, nano-dollars)``: milliseconds ``>> slice_bits``. Read from an index that holds what has a price, alone,
+            and from what deleted predictions have cost.
         """
         # The first 8 hex digits of an id are the upper 32 of 48 bits of milliseconds.
-        prefix = func.substr(predictions.c.id, 1, 8 - (slice_bits - 16) // 4)
-        query = (
-            select(prefix, func.sum(predictions.c.cost_nanousd))
-            .where(PRICED, predictions.c.id >= first_uuid7(since_ms), predictions.c.id < first_uuid7(until_ms))
-            .group_by(prefix)
-            .order_by(prefix)
-        )
-        if user_id is not None:
-            query = query.where(predictions.c.user_id == user_id)
-        if key_id is not None:
-            query = query.where(predictions.c.key_id == key_id)
-        if without:
-            query = query.where(predictions.c.id.not_in(without))
-        rows = await self._database.read(lambda connection: connection.execute(query).all())
-        return [(int(digits, 16), int(cost)) for digits, cost in rows]
+        digits = 8 - (slice_bits - 16) // 4
+
+        def sum_up(connection: Connection) -> dict[str, int]:
+            found: dict[str, int] = {}
+            for table in (predictions, erased_costs):
+                row = table.c
+                prefix = func.substr(row.id, 1, digits)
+                query = select(prefix, func.sum(row.cost_nanousd)).group_by(prefix)
+                query = query.where(row.id >= first_uuid7(since_ms), row.id < first_uuid7(until_ms))
+                if without:
+                    query = query.where(row.id.not_in(without))
+                for wanted, column in ((user_id, row.user_id), (key_id, row.key_id)):
+                    query = query if wanted is None else query.where(column == wanted)
+                for key, cost in connection.execute(query.where(PRICED) if table is predictions else query):
+                    found[key] = found.get(key, 0) + int(cost)
+            return found
+
+        slices = await self._database.read(sum_up)
+        return [(int(key, 16), slices[key]) for key in sorted(slices)]
 
     async def usage(
         self, *, since: datetime, until: datetime, group: UsageGroup, user_id: str | None = None, limit: int = 1000

@@ -199,6 +199,17 @@ for _name, *_columns in (("total", "id"), ("user", "user_id", "id"), ("key", "ke
         postgresql_where=PRICED,
     )
 
+erased_costs = Table(
+    "erased_costs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text),
+    Column("key_id", Text),
+    Column("cost_nanousd", BigInteger, nullable=False),
+    Index(None, "user_id", "id"),
+    Index(None, "key_id", "id"),
+)
+
 feedback = Table(
     "feedback",
     metadata,

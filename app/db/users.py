@@ -14,8 +14,9 @@ from app.core.records import UNSET, Unset, UserRecord
 from app.core.text import fold_name
 from app.core.types import Role
 from app.db.database import Database
+from app.db.erased import forget_owner, note_costs
 from app.db.rows import make, record_of, records_of, values_of
-from app.db.schema import invites, users
+from app.db.schema import invites, predictions, users
 
 
 class Users:
@@ -106,6 +107,8 @@ class Users:
             if row is None:
                 return False
             _keep_an_admin(connection, row)
+            note_costs(connection, predictions.c.user_id == user_id, anonymous=True)
+            forget_owner(connection, user_id)
             connection.execute(delete(users).where(users.c.id == user_id))  # the rest goes by ON DELETE CASCADE
             return True
 

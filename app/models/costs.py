@@ -1,38 +1,35 @@
-"""What calls cost, and the budgets that stop them.
+"""Budgets: how much may be spent, by whom, and the `Ledger` that stops a call before any model is asked.
 
-Prices become nano-dollars by decimal arithmetic, so that a million calls add up to the cent. A `Ledger` stops a call before any
-model is asked: it adds what its subjects have spent within the moving window to what their open calls may still cost. It keeps
-no book of its own: what was spent is read from the stored predictions, so a restart and other processes count. It knows no
-model and no vendor, only names and token counts.
+What its subjects have spent within the moving window and what their open calls may still cost must leave room. It keeps no
+book of its own: what was spent is read from the stored predictions, so a restart and other processes count. It knows no model
+and no vendor, only names and token counts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from typing import Any, Final, Literal, Protocol, Self
 
 from app.core.errors import BudgetExhausted, StorageUnavailable
-from app.core.settings import Costs, Price
+from app.core.settings import Costs
 from app.core.types import GenerationRequest, Principal, Usage
+from app.models.prices import Prices
 
 Subject = Literal["total", "user", "key"]
 
 NANO: Final = 1_000_000_000
 """Nano-dollars in a dollar."""
-_PER_TOKEN: Final = Decimal(1000)
-"""Nano-dollars a token for one dollar a million tokens."""
 _WINDOWS_S: Final = {"hour": 3600, "day": 86_400, "month": 30 * 86_400}
 _SLICE_BITS: Final = {"hour": 16, "day": 20, "month": 24}
 """A slice of a window as a power of two of milliseconds: 66 seconds, 17 minutes, 4.7 hours; so 55, 83 or 155 of them."""
 _REFRESH_S: Final = 30.0
 _READ_S: Final = 10.0
 _ACCOUNTS: Final = 10_000
-_NAMES: Final = 1024
 _SOON_S: Final = 2.0
 _ANSWER_TOKENS: Final = 4096
 """What is set aside for an answer whose caller names no limit."""
@@ -59,80 +56,6 @@ class SpendStore(Protocol):
         without: Collection[str] = (),
     ) -> Sequence[tuple[int, int]]:
         """``(slice, nano-dollars)``, oldest first, over ids of that time; ``slice`` is milliseconds >> ``slice_bits``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Nano-dollars a token, exactly as the price list has them."""
-
-    input: Decimal
-    output: Decimal
-    cached_input: Decimal
-    cache_write: Decimal
-
-    @classmethod
-    def of(cls, price: Price) -> Self:
-        """The rates of a price in dollars a million tokens. ``str`` first: a float's shortest form is what was written."""
-        plain = Decimal(str(price.input)) * _PER_TOKEN
-        return cls(
-            input=plain,
-            output=Decimal(str(price.output)) * _PER_TOKEN,
-            cached_input=plain if price.cached_input is None else Decimal(str(price.cached_input)) * _PER_TOKEN,
-            cache_write=plain if price.cache_write is None else Decimal(str(price.cache_write)) * _PER_TOKEN,
-        )
-
-    def cost(self, usage: Usage) -> int:
-        """Nano-dollars for what was used, rounded once, half up."""
-        plain = max(usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens, 0)
-        exact = (
-            self.input * plain
-            + self.cached_input * usage.cached_tokens
-            + self.cache_write * usage.cache_write_tokens
-            + self.output * usage.completion_tokens
-        )
-        return int(exact.to_integral_value(ROUND_HALF_UP))
-
-    def most(self, prompt_tokens: int, completion_tokens: int) -> int:
-        """Nano-dollars that no call of that size exceeds."""
-        exact = max(self.input, self.cached_input, self.cache_write) * prompt_tokens + self.output * completion_tokens
-        return int(exact.to_integral_value(ROUND_CEILING))
-
-
-class Prices:
-    """The price list: an exact name before patterns, the pattern with the most letters of its own before others."""
-
-    def __init__(self, table: Mapping[str, Price]) -> None:
-        ordered = sorted(table, key=lambda pattern: ("*" not in pattern, len(pattern.replace("*", "")), pattern), reverse=True)
-        self._rates = [(pattern, Rates.of(table[pattern])) for pattern in ordered]
-        self._found: dict[str, Rates | None] = {}
-
-    def of(self, model: str) -> Rates | None:
-        """The rates of ``provider/name``, or None where the list says nothing of it."""
-        if not self._rates:
-            return None
-        if model in self._found:
-            return self._found[model]
-        found = next((rates for pattern, rates in self._rates if matches(pattern, model)), None)
-        if len(self._found) < _NAMES:  # where an upstream takes any name, callers choose them
-            self._found[model] = found
-        return found
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether ``name`` is ``pattern``, in which each ``*`` stands for any text. Time is linear in both."""
-    first, *rest = pattern.split("*")
-    if not rest:
-        return name == pattern
-    last = rest.pop()
-    if not name.startswith(first) or not name.endswith(last) or len(name) < len(first) + len(last):
-        return False
-    at, end = len(first), len(name) - len(last)
-    for part in rest:
-        found = name.find(part, at, end)
-        if found < 0:
-            return False
-        at = found + len(part)
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +86,8 @@ class _Account:
         self._slices: OrderedDict[int, int] = OrderedDict()
         self._spent = 0
         self._since_read: list[tuple[int, int]] = []
+        self._unstored: deque[tuple[int, int]] = deque()
+        """What cost money and could not be stored, oldest first: no reading brings it back."""
         self._read_at: float | None = None
         self._reading = asyncio.Lock()
 
@@ -189,23 +114,27 @@ class _Account:
                     )
             except TimeoutError:
                 raise StorageUnavailable("What was spent cannot be read now. Try again.", retry_after=5) from None
-            self._slices = OrderedDict(rows)
-            self._spent = sum(self._slices.values())
+            slices = dict(rows)
+            for wall_ms, cost in (*self._unstored, *self._since_read):
+                key = wall_ms >> self.budget.slice_bits
+                slices[key] = slices.get(key, 0) + cost
+            self._slices = OrderedDict(sorted(slices.items()))
+            self._spent = sum(slices.values())
             self._read_at = at
-            for wall_ms, cost in self._since_read:
-                self._count(wall_ms, cost)
 
     def hold(self, prediction_id: str, most: int) -> None:
         """Sets ``most`` aside for a call."""
         self.open[prediction_id] = most
         self.held += most
 
-    def settle(self, prediction_id: str, cost: int, wall_ms: int) -> None:
-        """The call has ended and cost that much."""
+    def settle(self, prediction_id: str, cost: int, wall_ms: int, *, stored: bool) -> None:
+        """The call has ended and cost that much; ``stored``: it stands in its prediction."""
         self.held -= self.open.pop(prediction_id)
         if cost:
             self._count(wall_ms, cost)
-            if self._reading.locked():
+            if not stored:
+                self._unstored.append((wall_ms, cost))
+            elif self._reading.locked():
                 self._since_read.append((wall_ms, cost))
 
     def check(self, now_s: float) -> None:
@@ -221,6 +150,11 @@ class _Account:
         detail = f"{whose} is spent: {self.budget.words}. It has room again in {_duration(wait)}."
         raise BudgetExhausted(detail, retry_after=wait)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it can be forgotten: all that it knows is stored."""
+        return not self.open and not self._unstored
+
     def _fresh(self, clock: Callable[[], float]) -> bool:
         return self._read_at is not None and clock() - self._read_at < _REFRESH_S
 
@@ -232,6 +166,8 @@ class _Account:
     def _drop_aged(self, now_s: float) -> None:
         while self._slices and self._aged_at(next(iter(self._slices))) <= now_s:
             self._spent -= self._slices.popitem(last=False)[1]
+        while self._unstored and self._aged_at(self._unstored[0][0] >> self.budget.slice_bits) <= now_s:
+            self._unstored.popleft()
 
     def _aged_at(self, key: int) -> float:
         """Seconds since the epoch at which a whole slice has left the window."""
@@ -255,13 +191,16 @@ class Hold:
     _wall_s: Callable[[], float] = field(default=time.time, repr=False)
     _settled: bool = False
 
-    def settle(self, cost: int | None) -> None:
-        """Gives back what was set aside and counts what the call has cost; None: it has no price."""
+    def settle(self, cost: int | None, *, stored: bool = True) -> None:
+        """Gives back what was set aside and counts what the call has cost; None: it has no price.
+
+        ``stored``: the prediction with that cost is in the store. Where it is not, this process alone remembers.
+        """
         if self._settled:
             return
         self._settled = True
         for account in self._accounts:
-            account.settle(self.prediction_id, cost or 0, int(self._wall_s() * 1000))
+            account.settle(self.prediction_id, cost or 0, int(self._wall_s() * 1000), stored=stored)
 
 
 class Ledger:
@@ -333,7 +272,7 @@ class Ledger:
     def _forget_idle(self) -> None:
         """Bounds memory: who was silent longest goes first; what is stored is read again. Open calls keep their account."""
         if len(self._accounts) > _ACCOUNTS:
-            idle = next((key for key, account in self._accounts.items() if not account.open), None)
+            idle = next((key for key, account in self._accounts.items() if account.idle), None)
             if idle is not None:
                 del self._accounts[idle]
 

@@ -248,7 +248,7 @@ class LiveGeneration(Generation):
             await self._share(end)
         finally:
             # After the row is there: until it is, what was set aside stands for it.
-            self._work.hold.settle(cost)
+            self._work.hold.settle(cost, stored=self._record is not None)
             if self._work.lease is not None:
                 self._work.lease.abandon()
             self._count(end)

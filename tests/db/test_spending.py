@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -12,9 +13,11 @@ from sqlalchemy import Connection, text
 
 from app.core.ids import uuid7
 from app.core.records import PredictionRecord, UsageRecord
+from app.db.conversations import Conversations
 from app.db.database import Database
 from app.db.feedback import Feedback
 from app.db.predictions import Predictions
+from app.db.users import Users
 from tests.db import make
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -73,10 +76,10 @@ async def test_what_was_spent_is_read_from_an_index_alone(
             plain = connection.execute
 
             class Explaining:
-                def execute(self, query: object) -> object:
-                    compiled = query.compile(connection.engine, compile_kwargs={"literal_binds": True})  # type: ignore[attr-defined]
+                def execute(self, query: Any) -> object:
+                    compiled = query.compile(connection.engine, compile_kwargs={"literal_binds": True})
                     asked.extend(str(row[-1]) for row in plain(text(prefix + str(compiled).replace(":", "\\:"))))
-                    return plain(query)  # type: ignore[call-overload]
+                    return plain(query)
 
             return fn(Explaining())  # type: ignore[operator, no-any-return]
 
@@ -127,6 +130,47 @@ async def test_an_owner_deletes_a_prediction_with_its_feedback(database: Databas
     assert await feedback.get(rated.id) is None and await feedback.get(preferred.id) is None
     assert await repository.get(kept.id) == kept
     assert not await repository.delete(said.id, user_id=owner.id)
+
+
+@pytest.mark.parametrize("how", ["prediction", "conversation", "user"])
+async def test_who_deletes_an_answer_does_not_get_its_price_back(database: Database, how: str) -> None:
+    ana, bea = await make.stored_user(database), await make.stored_user(database)
+    now_ms = int(time.time() * 1000)
+    conversations, repository = Conversations(database), Predictions(database)
+    for owner in (ana, bea):
+        thread = make.conversation(owner.id)
+        await conversations.create(thread)
+        said = await make.stored_prediction(
+            database, owner.id, id=uuid7(now_ms=now_ms), cost_nanousd=5, key_id="k", conversation_id=thread.id
+        )
+        await make.stored_prediction(database, owner.id, id=uuid7(now_ms=now_ms), conversation_id=thread.id)
+        if owner is ana:
+            mine, prediction = thread, said
+    spent = partial(repository.spent, since_ms=now_ms - 1, until_ms=now_ms + 1, slice_bits=24)
+    if how == "prediction":
+        assert await repository.delete(prediction.id, user_id=ana.id)
+        assert not await repository.delete(prediction.id, user_id=ana.id)
+    elif how == "conversation":
+        assert not await conversations.delete(mine.id, user_id=bea.id)
+        assert await conversations.delete(mine.id, user_id=ana.id)
+    else:
+        await repository.delete(prediction.id, user_id=ana.id)
+        await called(database, ana.id, 0, 7)
+        assert await Users(database).delete(ana.id)
+    assert await spent() == [(now_ms >> 24, 10)]
+    kept = [] if how == "user" else [(now_ms >> 24, 5)]
+    assert await spent(user_id=ana.id) == kept
+    assert await spent(user_id=bea.id) == [(now_ms >> 24, 5)]
+    assert await spent(key_id="k") == [(now_ms >> 24, 10 if how != "user" else 5)]
+    assert await spent(without=[prediction.id]) == [(now_ms >> 24, 5)]
+
+
+async def test_what_deleted_answers_have_cost_is_forgotten_after_a_month(database: Database) -> None:
+    ana = await make.stored_user(database)
+    repository = Predictions(database)
+    old = await called(database, ana.id, 0, 7)
+    await repository.delete(old.id, user_id=ana.id)
+    assert await repository.spent(since_ms=START_MS, until_ms=START_MS + 1, slice_bits=24) == []
 
 
 async def test_prices_and_thinking_come_back(database: Database) -> None:

@@ -16,7 +16,8 @@ from app.core.settings import Costs, Price
 from app.core.types import GenerationRequest, Message, Principal, Sampling, Usage
 from app.db.database import Database
 from app.db.predictions import Predictions
-from app.models.costs import NANO, Budget, Hold, Ledger, Prices, Rates, matches, most_tokens
+from app.models.costs import NANO, Budget, Hold, Ledger, most_tokens
+from app.models.prices import Prices, Rates, matches
 from tests.db import make
 from tests.models.doubles import TIMEOUT_S, Clock, user
 
@@ -334,6 +335,19 @@ async def test_a_call_that_ends_while_the_store_is_read_counts_once(stored: str)
     for _ in range(3):
         house.advance(31)
         (await house.admit(tokens=1)).settle(0)
+
+
+async def test_what_could_not_be_stored_is_remembered_for_a_window() -> None:
+    house = House(user="0.25/hour")
+    for _ in range(3):
+        (await house.admit()).settle(NANO // 10, stored=False)
+    for _ in range(3):
+        with pytest.raises(BudgetExhausted):
+            await house.admit()
+        house.advance(31)
+    house.advance(3700)
+    await house.call(1)
+    assert house.store.reads == 4
 
 
 @pytest.mark.parametrize("error", [StorageUnavailable("no"), StorageFull("full")])

@@ -1,4 +1,6 @@
-"""Predictions tell their price, cached prompt tokens, why another target answered, and the model's visible thinking."""
+"""Predictions tell their price, cached prompt tokens, why another target answered, and the model's visible thinking.
+
+What deleted ones have cost is kept."""
 
 from __future__ import annotations
 
@@ -27,3 +29,13 @@ def upgrade() -> None:
             sqlite_where=priced,
             postgresql_where=priced,
         )
+    op.create_table(
+        "erased_costs",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("user_id", sa.Text(), nullable=True),
+        sa.Column("key_id", sa.Text(), nullable=True),
+        sa.Column("cost_nanousd", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_erased_costs")),
+    )
+    op.create_index(op.f("ix_erased_costs_user_id_id"), "erased_costs", ["user_id", "id"], unique=False)
+    op.create_index(op.f("ix_erased_costs_key_id_id"), "erased_costs", ["key_id", "id"], unique=False)
