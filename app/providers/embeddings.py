@@ -64,6 +64,6 @@ def _vector(numbers: list[float] | str) -> tuple[float, ...]:
         vector = tuple(packed)
     else:
         vector = tuple(numbers)
-    if not 1 <= len(vector) <= _MAX_DIMENSIONS or not all(map(math.isfinite, vector)):
+    if not 1 <= len(vector) <= _MAX_DIMENSIONS or not math.isfinite(sum(vector)):
         raise ValueError("no vector")
     return vector

@@ -212,6 +212,9 @@ async def test_the_vendor_gets_its_own_words(
         assert not loaded.capabilities.top_k
         with pytest.raises(InvalidRequest, match="top_k"):
             await ask(loaded, request(top_k=5))
+        vectors = (await loaded.embed(EmbeddingRequest(("a", "b")))).vectors
+        assert [len(vector) for vector in vectors] == [8, 8]
+        assert server.received[-1].body["encoding_format"] == "base64"
 
 
 @pytest.mark.parametrize("whole", [False, True])
