@@ -44,6 +44,9 @@ _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
     529: "overloaded_error",
 }
 
+_NO_THREADS: Final = {"error_code": "thread_unsupported_request"}
+"""By this word the vendor's SDKs go on without a thread, sending the whole conversation each time."""
+
 
 def form_of(path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> Form | None:
     """The vendor's form that a path speaks, or None: problem details.
@@ -78,6 +81,8 @@ def anthropic(error: BaseException, status: int, detail: str, request_id: str) -
     if isinstance(error, errors.ContextOverflow):
         message = f"prompt is too long: {detail}"  # the words by which this vendor's clients know it; there is no code
     body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
+    if status == 400 and field == "thread":
+        body["error"]["details"] = _NO_THREADS
     if request_id:
         body["request_id"] = request_id
     return status, body

@@ -205,6 +205,12 @@ def test_a_refusal_quotes_nothing_that_was_sent(client: httpx.Client) -> None:
         assert "canary" not in refused(client, {**body(), **more})[1]
 
 
+def test_clients_with_threads_are_told_to_go_on_without(client: httpx.Client) -> None:
+    answer = client.post(PATH, json={**body(), "thread": {"type": "create"}})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["details"] == {"error_code": "thread_unsupported_request"}
+
+
 def test_unknown_models_and_wrong_media_types(client: httpx.Client) -> None:
     assert refused(client, body(model="claude-nowhere"))[0] == 404
     answer = client.post(PATH, content=json.dumps(body()), headers={"Content-Type": "text/plain"})
