@@ -1,6 +1,7 @@
 """The words that all layers share: who calls, what is asked, what comes back.
 
-A provider yields `Event`s; a whole answer is a fold over them (`fold`). Nothing here does any I/O.
+A provider yields `Event`s; a whole answer is a fold over them (`fold`). Nothing here does any I/O. Events are msgspec structs
+and not dataclasses, because there is one for each token: they are made five times as fast.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from app.core.blocks import to_part
 from app.core.errors import UpstreamError
@@ -127,10 +130,11 @@ class GenerationRequest:
     """The caller wants the answer in one piece: a provider may fetch it so, which is cheaper than a stream. It need not."""
     door: Mapping[str, Any] | None = None
     """What the door needs to show the answer again (``/v1/responses``); stored with the input, read by nobody else."""
+    truncate: bool = False
+    """Where the prompt does not fit, leave out the oldest messages; else the call is refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """Token counts as the model's own tokenizer gives them.
 
     ``cached_tokens`` (found in a prefix cache) and ``cache_write_tokens`` (written to a vendor's) are parts of
@@ -144,15 +148,13 @@ class Usage:
     reasoning_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(Struct, frozen=True):
     """The next piece of the answer's text; never empty."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReasoningDelta:
+class ReasoningDelta(Struct, frozen=True):
     """The next piece of a model's visible thinking; not part of the answer's text.
 
     ``signature`` closes a thinking block of Anthropic's; ``redacted`` is one that came encrypted. With either, ``text`` is
@@ -164,8 +166,7 @@ class ReasoningDelta:
     redacted: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
+class ToolCallDelta(Struct, frozen=True):
     """A piece of tool call number ``index``: the id and name come first, the JSON arguments in pieces."""
 
     index: int
@@ -174,15 +175,13 @@ class ToolCallDelta:
     arguments: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
+class TokenLogprobs(Struct, frozen=True):
     """Log-probabilities of the tokens of the last `TextDelta`, in the OpenAI ``logprobs.content`` form."""
 
     content: tuple[Mapping[str, Any], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """The last event of a whole answer. A stream that ends without it was cut, and that is an error."""
 
     reason: FinishReason

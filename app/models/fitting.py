@@ -10,6 +10,7 @@ import json
 from app.core.errors import ContextOverflow, EngineUnavailable, InvalidRequest
 from app.core.settings import Model
 from app.core.types import GenerationRequest, Message
+from app.models.shortening import shorten
 from app.providers.base import Capabilities, LoadedModel
 
 _COUNT_S = 15.0
@@ -34,10 +35,12 @@ async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) 
     _check_abilities(request, able)
     sampling = request.sampling
     if able.remote:
+        request = await _shortened(request, loaded, sampling.max_tokens or 1)
         await _cap(request, loaded, sampling.max_tokens or 1)
         return request
     request = as_asked(request, loaded, settings)
     wanted = settings.max_tokens if sampling.max_tokens is None else sampling.max_tokens
+    request = await _shortened(request, loaded, wanted)
     allowed = await _cap(request, loaded, wanted)
     if allowed != sampling.max_tokens or sampling.temperature is None:
         temperature = settings.temperature if sampling.temperature is None else sampling.temperature
@@ -63,6 +66,29 @@ def with_system(request: GenerationRequest, prompt: str) -> GenerationRequest:
     return dataclasses.replace(request, messages=(Message("system", prompt), *request.messages))
 
 
+async def _shortened(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> GenerationRequest:
+    """``request`` without its oldest messages, where its caller would rather lose them than be refused.
+
+    Room for half a context of answer is made at most: a caller who asks for more gets what there is.
+    """
+    context = loaded.capabilities.context_tokens
+    if not request.truncate or context is None or most_tokens(request) + wanted <= context:
+        return request
+
+    async def count(shorter: GenerationRequest) -> int:
+        return await _count(shorter, loaded)
+
+    return await shorten(request, count, most=context - min(wanted, context // 2))
+
+
+async def _count(request: GenerationRequest, loaded: LoadedModel) -> int:
+    try:
+        async with asyncio.timeout(_COUNT_S):
+            return await loaded.count_tokens(request)
+    except TimeoutError:
+        raise EngineUnavailable("The model engine does not answer. Try again.", retry_after=2) from None
+
+
 async def _cap(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> int:
     context = loaded.capabilities.context_tokens
     if context is None:
@@ -70,11 +96,7 @@ async def _cap(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> 
     # Byte-level vocabularies make at most one token of a byte, so a short prompt needs no question to the engine.
     if most_tokens(request) + wanted <= context:
         return wanted
-    try:
-        async with asyncio.timeout(_COUNT_S):
-            prompt = await loaded.count_tokens(request)
-    except TimeoutError:
-        raise EngineUnavailable("The model engine does not answer. Try again.", retry_after=2) from None
+    prompt = await _count(request, loaded)
     if prompt >= context:
         detail = f"The prompt has {prompt} tokens; this model holds {context}, prompt and answer together. Shorten it."
         raise ContextOverflow(detail, field="messages")

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.api.responses_client import ABSENT, PATH, TOOL, ask, create, get, read_by, refused, text, told
-from tests.conftest import Account, Service
+from tests.conftest import Account, Serve, Service
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +150,21 @@ def test_what_is_stored_is_not_streamed_again(service: Service, user: Account) -
     refused(get(service, user, body["id"], color="red"), 400, "query")
     with service.client(user) as client:
         assert "background" in refused(client.post(f"{PATH}/{body['id']}/cancel"), 400, "response_id")
+
+
+def test_a_long_conversation_loses_its_beginning_where_that_is_asked_for(serve: Serve) -> None:
+    service = serve(model={"provider": "echo", "model": "echo", "context_tokens": 256, "max_tokens": 16})
+    user = service.user()
+    previous = None
+    for turn in range(4):
+        body = create(service, user, input=f"{turn} " * 40, previous_response_id=previous, truncation="auto")
+        previous = body["id"]
+    refused(ask(service, user, input="5 " * 100, previous_response_id=previous), 400, "input")
+    body = create(service, user, input="5 " * 100, previous_response_id=previous, truncation="auto", instructions="be brief")
+    assert body["truncation"] == "auto"
+    read = [(item["role"], item["content"][0]["text"][0]) for item in read_by(service, user, body["id"])]
+    assert read[-1] == ("user", "5")
+    assert read[0][0] == "user"
+    assert 1 < len(read) < 9
+    again = create(service, user, input="6", previous_response_id=body["id"], truncation="auto")
+    assert text(again) == "6"

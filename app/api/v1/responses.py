@@ -109,7 +109,8 @@ async def parse(body: bytes, caller: Caller) -> Order:
     asked = AskedResponse(read(body, RESPONSES))
     turns = await _conversation(asked, caller.services, caller.principal)
     echo, prediction_id = asked.echo(), uuid7()
-    cache, max_age_s = cache_policy(caller.headers)
+    # What is left out of a long conversation depends on who answers: such an answer is not one for the cache.
+    cache, max_age_s = ("off", None) if asked.truncate else cache_policy(caller.headers)
     request = GenerationRequest(
         messages=(*_lead(asked), *turns),
         model=asked.model,
@@ -120,6 +121,7 @@ async def parse(body: bytes, caller: Caller) -> Order:
         prediction_id=prediction_id,
         whole=not asked.stream,
         door=door_of(echo, turns, summary=asked.summary),
+        truncate=asked.truncate,
     )
     shape = ResponsesShape(
         prediction_id,

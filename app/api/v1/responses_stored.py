@@ -34,8 +34,17 @@ NO_RESPONSE: Final = "There is no such response."
 
 def door_of(echo: Mapping[str, Any], conversation: Sequence[Message], *, summary: bool) -> dict[str, Any]:
     """What is stored beside a prediction's messages, to show it as a response again and to go on from it."""
-    thinking = [[index, list(message.reasoning)] for index, message in enumerate(conversation) if message.reasoning]
-    door = {"kind": KIND, "store": echo["store"], "conversation": len(conversation), "summary": summary, "response": dict(echo)}
+    length = len(conversation)
+    # Counted from the end: where a conversation is too long for the model, it is its beginning that goes.
+    thinking = [[length - index, list(each.reasoning)] for index, each in enumerate(conversation) if each.reasoning]
+    door: dict[str, Any] = {
+        "kind": KIND,
+        "store": echo["store"],
+        "conversation": length,
+        "system": any(message.role in ("system", "developer") for message in conversation),
+        "summary": summary,
+        "response": dict(echo),
+    }
     return {**door, "thinking": thinking} if thinking else door
 
 
@@ -66,11 +75,12 @@ async def conversation(services: Services, principal: Principal, response_id: st
 
 def input_of(record: PredictionRecord) -> tuple[Message, ...]:
     """The conversation that a stored response answered, without instructions."""
-    door = record.input["door"]
-    count = door["conversation"]
-    wire = record.input["messages"][-count:]
-    thinking = {index: tuple(blocks) for index, blocks in door.get("thinking", ())}
-    return tuple(_message(each, thinking.get(index, ())) for index, each in enumerate(wire))
+    door, stored = record.input["door"], record.input["messages"]
+    # Instructions, or the system message that every model here gets where there is none.
+    lead = door["response"]["instructions"] is not None or (not door["system"] and stored[0]["role"] == "system")
+    wire = stored[-min(door["conversation"], len(stored) - lead) :]
+    thinking = {from_end: tuple(blocks) for from_end, blocks in door.get("thinking", ())}
+    return tuple(_message(each, thinking.get(len(wire) - index, ())) for index, each in enumerate(wire))
 
 
 def answer_of(record: PredictionRecord) -> Answer:
