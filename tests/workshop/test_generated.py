@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from app.core import config
-from app.core.settings import Settings
+from app.core.settings import VENDOR_KEYS, Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,20 +22,27 @@ def test_generated_documents_are_in_step() -> None:
 
 def test_the_example_files_name_every_setting_and_nothing_else() -> None:
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
-    assert set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", text, re.M)) == {config.env_name(key) for key, _ in config.setting_fields()}
+    settings = {config.env_name(key) for key, _ in config.setting_fields()}
+    assert set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", text, re.M)) == settings | set(VENDOR_KEYS.values())
+
+
+def nothing(tmp_path: Path) -> Settings:
+    """What there is without any file."""
+    (tmp_path / "empty").mkdir()
+    return config.load(folder=tmp_path / "empty", environ={}).settings
 
 
 def test_copying_the_examples_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((ROOT / "config.example.yaml").read_text(encoding="utf-8"))
     (tmp_path / ".env").write_text((ROOT / ".env.example").read_text(encoding="utf-8"))
     loaded = config.load(folder=tmp_path, environ={}).settings
-    assert loaded == Settings(data_dir=Path("data"))
+    assert loaded == nothing(tmp_path)
 
 
 def test_every_line_of_the_env_example_is_good_once_it_is_switched_on(tmp_path: Path) -> None:
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
     (tmp_path / ".env").write_text(re.sub(r"^#([A-Z][A-Z0-9_]+=.+)$", r"\1", text, flags=re.M))
-    assert config.load(folder=tmp_path, environ={}).settings == Settings(data_dir=Path("data"))
+    assert config.load(folder=tmp_path, environ={}).settings == nothing(tmp_path)
 
 
 def test_documents_name_only_commands_that_exist() -> None:
