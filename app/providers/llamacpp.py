@@ -174,6 +174,8 @@ class LlamaCppModel(LoadedModel):
         seed = body.get("seed")
         if seed is not None:
             body["seed"] = seed % _MAX_SEED
+        if body.get("top_logprobs") == 0:
+            body["top_logprobs"] = 1  # llama.cpp tells no probability at all where no alternative is asked for
         body["return_progress"] = True  # otherwise the engine notices only at the first token that the client has gone
         body["cache_prompt"] = True
         body["lora"] = []  # said each time: a request without the field would reuse another's adapted cache

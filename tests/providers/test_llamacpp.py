@@ -100,6 +100,8 @@ async def logprobs_come_with_their_tokens(model: LoadedModel) -> None:
         "".join(event.text for event in events if isinstance(event, TextDelta))
     )
     assert all(len(entry["top_logprobs"]) == 2 and entry["logprob"] <= 0 for entry in tokens)
+    bare = [event async for event in model.stream(ask(max_tokens=4, logprobs=0)) if isinstance(event, TokenLogprobs)]
+    assert sum(len(event.content) for event in bare) == len(tokens), "also where no alternatives are asked for"
 
 
 async def seed_repeats(model: LoadedModel) -> None:

@@ -93,6 +93,7 @@ class ChatShape:
         self._ids = ids
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage is True
         self._with_logprobs = bool(body.logprobs)
+        self._alternatives = body.top_logprobs or 0
         self._tier = body.service_tier is not None
         self._began = time.monotonic()
         self._head = self._tail = b""
@@ -179,7 +180,7 @@ class ChatShape:
                 reasoning_content=answer.reasoning or UNSET,
             ),
             finish_reason=answer.finish_reason,
-            logprobs=LogprobsOut(answer.logprobs) if self._with_logprobs else None,
+            logprobs=LogprobsOut(self._entries(answer.logprobs)) if self._with_logprobs else None,
             prediction_id=each.prediction.id if several else UNSET,
         )
 
@@ -199,7 +200,7 @@ class ChatShape:
         for event in events:
             if isinstance(event, TokenLogprobs):
                 text = self._waiting.pop(choice, "")
-                found.append(self._chunk(choice, {"content": text}, {"content": event.content, "refusal": None}))
+                found.append(self._chunk(choice, {"content": text}, {"content": self._entries(event.content), "refusal": None}))
                 continue
             found.append(self._flush(choice))
             if isinstance(event, TextDelta):
@@ -207,6 +208,10 @@ class ChatShape:
             else:
                 found.append(self._event(choice, event))
         return found
+
+    def _entries(self, entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """``entries`` with as many alternatives as were asked for: an engine may tell more."""
+        return [{**entry, "top_logprobs": (entry.get("top_logprobs") or [])[: self._alternatives]} for entry in entries]
 
     def _flush(self, choice: int) -> bytes:
         text = self._waiting.pop(choice, "")
