@@ -29,8 +29,10 @@ _ENTRY_BYTES: Final = 512
 """What an entry takes beside its recording: key, places in the tables, age."""
 _SHARE: Final = 16
 """One answer may fill this part of the cache, no more."""
-_MESSAGE_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Message))
-_SAMPLING_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Sampling))
+_APART: Final = {"model", "conversation_id", "request_id", "cache", "max_age_s", "prediction_id", "whole", "door"}
+"""Of a request, what does not shape the answer; everything else does, whatever is added."""
+_SHAPING: Final = tuple(field.name for field in dataclasses.fields(GenerationRequest) if field.name not in _APART)
+_FIELDS: Final = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in (Message, Sampling)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +73,13 @@ def repeatable(sampling: Sampling, default_temperature: float, *, seeds: bool) -
 
 
 def key_of(request: GenerationRequest, user_id: str, targets: Sequence[str]) -> str:
-    """SHA-256 over everything that shapes an answer: whose, by whom (``targets``, in order), messages and sampling.
+    """SHA-256 over everything that shapes an answer: whose, by whom (``targets``, in order), messages, sampling, and the rest
+    of what a request says of it.
 
-    ``request`` with its default system prompt. Conversation, request id, prediction id and door are left out. The order of
-    members in tools and schemas counts, for it shapes what a model writes.
+    The default system prompt follows from the targets. The order of members in tools and schemas counts, for it shapes what a
+    model writes.
     """
-    parts = (
-        user_id,
-        targets,
-        request.raw,
-        [[getattr(message, name) for name in _MESSAGE_FIELDS] for message in request.messages],
-        [getattr(request.sampling, name) for name in _SAMPLING_FIELDS],
-    )
+    parts = (user_id, targets, [getattr(request, name) for name in _SHAPING])
     return hashlib.sha256(json.dumps(parts, default=_plain, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -336,6 +333,8 @@ class MemoryStore:
 
 
 def _plain(value: object) -> Any:
+    if isinstance(value, Message | Sampling):
+        return [getattr(value, name) for name in _FIELDS[type(value)]]
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -40,6 +40,7 @@ from app.models.recording import Origin
 from app.models.stores import PredictionStore
 from app.models.targets import Attempt
 from app.models.tries import Tries
+from app.providers.estimate import prompt_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ class LiveGeneration(Generation):
             self._attempt.judge("ok")
         await self._tries.aclose()
         if end.status != "ok":
-            end = dataclasses.replace(end, usage=await self._usage_so_far())
+            end = dataclasses.replace(end, usage=await self._usage_so_far(end.status))
         cost = self._work.price(self.model, end.usage)
         try:
             await self._keep(end, cost)
@@ -259,7 +260,10 @@ class LiveGeneration(Generation):
         work, request = self._work, self._attempt.request
         if work.lease is None or end.status != "ok" or self._record is None:
             return
-        head = request.messages[: len(request.messages) - len(work.request.messages)]
+        asked = work.request.messages
+        head = request.messages[: len(request.messages) - len(asked)] if len(request.messages) >= len(asked) else ()
+        if request.messages[len(head) :] != asked:
+            return  # shortened to fit: what is stored with an answer must be what the model read
         kept = self._record
         await work.lease.keep(Origin(kept.provider, kept.model, kept.version, head, request.sampling, self.fallback))
 
@@ -273,15 +277,20 @@ class LiveGeneration(Generation):
         else:
             self._record = record
 
-    async def _usage_so_far(self) -> Usage:
-        """Tokens of an answer that has no end: the engine never told, so the prompt is counted and the pieces are taken as
-        tokens."""
+    async def _usage_so_far(self, status: PredictionStatus) -> Usage:
+        """Tokens of an answer that has no end: nobody told, so the prompt is counted and the pieces are taken as tokens.
+
+        Other people's models are not asked: a prompt that they refused costs nothing, and one that they worked on is estimated,
+        so that a caller who leaves before the end still pays.
+        """
         finished = self._folder.finished
         if finished is not None:
             return finished.usage
         prompt = 0
         attempt = self._attempt
-        if attempt.begun_at is not None and not attempt.deployment.remote:
+        if attempt.begun_at is not None and attempt.deployment.remote:
+            prompt = prompt_tokens(attempt.request) if self._begun or status == "cancelled" else 0
+        elif attempt.begun_at is not None:
             with contextlib.suppress(AprendizError, TimeoutError):  # an engine that just died cannot count: 0 says so
                 async with asyncio.timeout(_COUNT_S):
                     prompt = await attempt.deployment.loaded.count_tokens(attempt.request)

@@ -85,7 +85,15 @@ ASKED = GenerationRequest(
 
 def test_equal_questions_have_equal_keys_whatever_does_not_shape_the_answer() -> None:
     same = dataclasses.replace(
-        ASKED, conversation_id="c", request_id="r", model="other", cache="use", max_age_s=3, prediction_id="p", door={"x": 1}
+        ASKED,
+        conversation_id="c",
+        request_id="r",
+        model="other",
+        cache="use",
+        max_age_s=3,
+        prediction_id="p",
+        door={"x": 1},
+        whole=True,
     )
     assert key_of(same, "ana", ["a/b"]) == key_of(ASKED, "ana", ["a/b"])
 
@@ -142,9 +150,10 @@ def test_whose_by_whom_and_raw_count() -> None:
         key_of(ASKED, "ana", ["a/b", "a/c"]),
         key_of(ASKED, "ana", ["a/c", "a/b"]),
         key_of(dataclasses.replace(ASKED, raw=True), "ana", ["a/b"]),
+        key_of(dataclasses.replace(ASKED, truncate=True), "ana", ["a/b"]),
         key_of(dataclasses.replace(ASKED, messages=ASKED.messages[1:]), "ana", ["a/b"]),
     }
-    assert len(keys) == 7
+    assert len(keys) == 8
 
 
 @pytest.mark.parametrize(
