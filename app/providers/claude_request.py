@@ -1,7 +1,7 @@
 """Our request as a body of Anthropic's Messages API. No I/O, no defaults but the obligatory ``max_tokens``.
 
 What the format cannot say is refused by name, never left out in silence. No loss, and left out: ``seed`` (a wish by
-definition), penalties of zero, names of speakers, and texts of white space alone: they say nothing, and the vendor refuses them.
+definition), penalties of zero, names of speakers, and texts of white space alone, which the vendor refuses.
 Thinking blocks go back unchanged, without those of other models: only a block with a signature is the vendor's.
 
 Whether a value is one that this model of the vendor's takes (newer ones know no ``temperature``, older ones no effort) is the
