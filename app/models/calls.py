@@ -18,7 +18,7 @@ from app.core.errors import AprendizError, Overloaded, ShuttingDown
 from app.core.ids import uuid7
 from app.core.metrics import Metrics
 from app.core.settings import Model
-from app.core.types import EmbeddingRequest, Embeddings, GenerationRequest, ModelSpec, Principal, Usage
+from app.core.types import EmbeddingRequest, Embeddings, GenerationRequest, Message, ModelSpec, Principal, Sampling, Usage
 from app.models.aliases import Aliases
 from app.models.cache import Lease, Question, ResponseCache, key_of, repeatable
 from app.models.costs import Hold, Ledger
@@ -98,9 +98,21 @@ class Calls:
             raise
 
     async def embed(self, request: EmbeddingRequest, principal: Principal) -> tuple[Embeddings, str]:
-        """As `ModelManager.embed`."""
+        """As `ModelManager.embed`. Counts in the budgets of this process; there is no prediction to keep its price."""
         async with self._borrow(request.model, principal) as deployment:
-            return await deployment.loaded.embed(request), deployment.name
+            hold, cost, ledger = Hold(), None, self._desk.ledger
+            if ledger is not None:
+                words = GenerationRequest(
+                    tuple(Message("user", text) for text in request.inputs), sampling=Sampling(max_tokens=0)
+                )
+                hold = await ledger.admit(words, principal, [deployment.name], uuid7())
+            try:
+                vectors = await deployment.loaded.embed(request)
+                if ledger is not None:
+                    cost = ledger.cost(deployment.name, Usage(prompt_tokens=vectors.prompt_tokens))
+            finally:
+                hold.settle(cost, stored=False)
+            return vectors, deployment.name
 
     async def count_tokens(self, request: GenerationRequest, principal: Principal) -> int:
         """As `ModelManager.count_tokens`."""

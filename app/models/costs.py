@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -86,8 +86,8 @@ class _Account:
         self._slices: OrderedDict[int, int] = OrderedDict()
         self._spent = 0
         self._since_read: list[tuple[int, int]] = []
-        self._unstored: deque[tuple[int, int]] = deque()
-        """What cost money and could not be stored, oldest first: no reading brings it back."""
+        self._unstored: dict[int, int] = {}
+        """What cost money and stands in no prediction, by slices: no reading brings it back."""
         self._read_at: float | None = None
         self._reading = asyncio.Lock()
 
@@ -115,8 +115,7 @@ class _Account:
             except TimeoutError:
                 raise StorageUnavailable("What was spent cannot be read now. Try again.", retry_after=5) from None
             slices = dict(rows)
-            for wall_ms, cost in (*self._unstored, *self._since_read):
-                key = wall_ms >> self.budget.slice_bits
+            for key, cost in (*self._unstored.items(), *self._since_read):
                 slices[key] = slices.get(key, 0) + cost
             self._slices = OrderedDict(sorted(slices.items()))
             self._spent = sum(slices.values())
@@ -130,12 +129,15 @@ class _Account:
     def settle(self, prediction_id: str, cost: int, wall_ms: int, *, stored: bool) -> None:
         """The call has ended and cost that much; ``stored``: it stands in its prediction."""
         self.held -= self.open.pop(prediction_id)
-        if cost:
-            self._count(wall_ms, cost)
-            if not stored:
-                self._unstored.append((wall_ms, cost))
-            elif self._reading.locked():
-                self._since_read.append((wall_ms, cost))
+        if not cost:
+            return
+        key = wall_ms >> self.budget.slice_bits
+        self._slices[key] = self._slices.get(key, 0) + cost
+        self._spent += cost
+        if not stored:
+            self._unstored[key] = self._unstored.get(key, 0) + cost
+        elif self._reading.locked():
+            self._since_read.append((key, cost))
 
     def check(self, now_s: float) -> None:
         """Raises BudgetExhausted where nothing is left."""
@@ -158,16 +160,11 @@ class _Account:
     def _fresh(self, clock: Callable[[], float]) -> bool:
         return self._read_at is not None and clock() - self._read_at < _REFRESH_S
 
-    def _count(self, wall_ms: int, cost: int) -> None:
-        key = wall_ms >> self.budget.slice_bits
-        self._slices[key] = self._slices.get(key, 0) + cost
-        self._spent += cost
-
     def _drop_aged(self, now_s: float) -> None:
         while self._slices and self._aged_at(next(iter(self._slices))) <= now_s:
             self._spent -= self._slices.popitem(last=False)[1]
-        while self._unstored and self._aged_at(self._unstored[0][0] >> self.budget.slice_bits) <= now_s:
-            self._unstored.popleft()
+        for key in [key for key in self._unstored if self._aged_at(key) <= now_s]:
+            del self._unstored[key]
 
     def _aged_at(self, key: int) -> float:
         """Seconds since the epoch at which a whole slice has left the window."""
@@ -245,10 +242,10 @@ class Ledger:
         if not self._budgets:
             return Hold()
         rates = [found for model in models if (found := self._prices.of(model)) is not None]
-        prompt, answer = (most_tokens(request), request.sampling.max_tokens or _ANSWER_TOKENS) if rates else (0, 0)
-        most = max((each.most(prompt, answer) for each in rates), default=0)
-        if most == 0:
+        if not any(each.most(1, 1) for each in rates):
             return Hold()
+        prompt, answer = most_tokens(request), request.sampling.max_tokens
+        most = max(each.most(prompt, _ANSWER_TOKENS if answer is None else answer) for each in rates)
         accounts = [self._account(budget, subject) for budget in self._budgets for subject in _subjects(budget, principal)]
         for account in accounts:
             await account.bring_up_to_date(self._store, self._wall_s, self._clock)

@@ -12,7 +12,7 @@ import pytest
 from app.core.errors import BudgetExhausted, ShuttingDown, StorageFull, UpstreamError
 from app.core.ids import uuid7
 from app.core.settings import Cache, Costs
-from app.core.types import Event, Finished, GenerationRequest, Message, TextDelta
+from app.core.types import EmbeddingRequest, Embeddings, Event, Finished, GenerationRequest, Message, TextDelta
 from app.models.cache import ResponseCache
 from app.models.costs import Ledger
 from app.models.generation import Completed, Generation
@@ -404,3 +404,19 @@ async def test_a_refused_call_gives_back_what_was_set_aside(make_house: Any) -> 
             await house.manager.answer(ask("word " * 400, max_tokens=2), user())
     (account,) = house.manager._calls._desk.ledger._accounts.values()
     assert (account.held, account.open) == (0, {})
+
+
+async def test_vectors_are_paid_too(make_house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = await make_house(costs={"prices": {"scripted/*": {"input": 10_000}}, "budgets": {"user": "0.05/day"}})
+
+    async def embed(self: ScriptedModel, request: EmbeddingRequest) -> Embeddings:
+        return Embeddings(tuple((1.0,) for _ in request.inputs), prompt_tokens=3)
+
+    monkeypatch.setattr(ScriptedModel, "embed", embed)
+    for _ in range(2):
+        await house.manager.embed(EmbeddingRequest(("one", "two")), user())
+    with pytest.raises(BudgetExhausted):
+        await house.manager.embed(EmbeddingRequest(("three",)), user())
+    with pytest.raises(BudgetExhausted):
+        await house.manager.answer(ask("one"), user())
+    assert house.manager.status().running == 0
