@@ -21,6 +21,8 @@ _BASE = re.compile(
 )
 _NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
+_INSIDE = (ipaddress.IPv4Network("168.63.129.16/32"), ipaddress.IPv4Network("192.0.0.0/24"))
+"""Not private by the book, and the machine's own all the same: Azure and Oracle keep their metadata there."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _EMBEDDED_V4 = (
     ipaddress.IPv6Network("::/96"),
@@ -99,6 +101,8 @@ def is_public(address: IPAddress) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public(inner)
+    elif any(address in network for network in _INSIDE):
+        return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 
