@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from app.core.errors import InvalidRequest
+from app.core.errors import InvalidRequest, UpstreamTimeout
 from app.core.settings import Upstream
 from app.core.types import (
     EmbeddingRequest,
@@ -56,13 +56,19 @@ class OpenAIProvider(BaseLLMProvider):
         """Ready at once: the upstream is asked nothing before the first request."""
         check_remote(spec, self._upstream)
         version = remote_version(self._upstream_name, self._upstream, spec.model)
-        model = OpenAIModel(version, self._upstream_name, self._upstream, gate=self._gate, on_state=on_state)
+        deadline_s = self.context.model.answer_timeout_s
+        name, upstream = self._upstream_name, self._upstream
+        model = OpenAIModel(version, name, upstream, gate=self._gate, on_state=on_state, deadline_s=deadline_s)
         on_state(EngineState.READY)
         return model
 
 
 class OpenAIModel(RemoteModel):
-    """One model of an upstream, with connections of its own."""
+    """One model of an upstream, with connections of its own.
+
+    Args:
+        deadline_s: longest time for embeddings; ``models`` minds that of answers.
+    """
 
     def __init__(
         self,
@@ -72,8 +78,10 @@ class OpenAIModel(RemoteModel):
         *,
         gate: asyncio.Semaphore,
         on_state: Callable[[EngineState], None],
+        deadline_s: float,
     ) -> None:
         self._upstream = upstream
+        self._deadline_s = deadline_s
         self._vendor = is_vendor(upstream)
         self._outside = not is_inside(name, upstream)
         capabilities = Capabilities(
@@ -116,8 +124,11 @@ class OpenAIModel(RemoteModel):
         body: dict[str, Any] = {"model": self.version.model, "input": list(request.inputs), "encoding_format": encoding}
         if request.dimensions is not None:
             body["dimensions"] = request.dimensions
-        async with self._gate:
-            answer = await self._client.json("POST", _EMBEDDINGS, body)
+        try:
+            async with asyncio.timeout(self._deadline_s), self._gate:
+                answer = await self._client.json("POST", _EMBEDDINGS, body)
+        except TimeoutError:
+            raise UpstreamTimeout("The model provider did not send the embeddings in time. Try again.") from None
         return read_embeddings(answer, count=len(request.inputs), dimensions=request.dimensions)
 
     async def count_tokens(self, request: GenerationRequest) -> int:

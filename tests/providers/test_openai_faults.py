@@ -316,3 +316,12 @@ async def test_half_a_surrogate_pair_is_the_callers_fault(server: OpenAIServer, 
     with pytest.raises(InvalidRequest):
         await model.embed(EmbeddingRequest(("\ud800",)))
     assert not server.received
+
+
+async def test_embeddings_that_drip_end_too(server: OpenAIServer, make_context: MakeContext) -> None:
+    loaded = await opened(make_context(answer_timeout_s=0.3), upstream_at(server.url))
+    server.push(Reply(200, (b" ",) * 1000, {"Content-Type": "application/json"}, pause_s=0.05))
+    with pytest.raises(UpstreamTimeout):
+        await loaded.embed(EmbeddingRequest(("a",)))
+    assert places(loaded) == 256
+    await loaded.aclose()
