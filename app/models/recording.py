@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from app.core.types import Event, Finished, Message, ReasoningDelta, Sampling, TextDelta, TokenLogprobs, ToolCallDelta
 
 PIECE: Final = 2048
@@ -86,6 +88,9 @@ def _parts(value: Any) -> Iterator[Any]:
     if dataclasses.is_dataclass(value):
         for each in dataclasses.fields(value):
             yield from _parts(getattr(value, each.name))
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield from _parts(getattr(value, name))
     elif isinstance(value, Mapping):
         for key, each in value.items():
             yield from _parts(key)
@@ -103,7 +108,9 @@ def _joined(last: Event, event: Event) -> Event | None:
         case ReasoningDelta(text, None, None), ReasoningDelta(more, None, None) if len(text) + len(more) <= PIECE:
             return ReasoningDelta(text + more)
         case ToolCallDelta(), ToolCallDelta(index, None, None, more) if index == last.index:
-            return dataclasses.replace(last, arguments=last.arguments + more) if len(last.arguments) <= PIECE else None
+            return (
+                ToolCallDelta(last.index, last.id, last.name, last.arguments + more) if len(last.arguments) <= PIECE else None
+            )
     return None
 
 

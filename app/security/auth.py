@@ -7,6 +7,7 @@ read from a URL, and nothing about a request but its headers is looked at. What 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import time
@@ -71,6 +72,7 @@ class Authenticator:
         self._clock = clock
         self._now = now
         self._seen: OrderedDict[bytes, _Seen] = OrderedDict()
+        self._looking: dict[bytes, asyncio.Task[Principal]] = {}
         self._changes = 0
         self._touched: OrderedDict[str, float] = OrderedDict()
         self._touching: set[asyncio.Task[None]] = set()
@@ -107,6 +109,7 @@ class Authenticator:
     def forget(self, *, user_id: str | None = None, session_id: str | None = None, key_id: str | None = None) -> None:
         """Drops what is remembered about a user, session or key, at once. Called with every change to one of them."""
         self._changes += 1
+        self._looking.clear()  # who asks from now on gets an answer from after the change
         stale = [
             digest
             for digest, seen in self._seen.items()
@@ -118,7 +121,9 @@ class Authenticator:
             del self._seen[digest]
 
     async def aclose(self) -> None:
-        """Waits for notes of use that are being written."""
+        """Waits for what is being asked and for notes of use that are being written."""
+        if self._looking:
+            await asyncio.wait(set(self._looking.values()), timeout=5)
         if self._touching:
             await asyncio.wait(self._touching, timeout=5)
 
@@ -149,6 +154,18 @@ class Authenticator:
         if seen is not None and self._clock() < seen.until and self._now().timestamp() < seen.expires_at:
             self._note_use(seen.principal)
             return seen.principal
+        looking = self._looking.get(key)
+        if looking is None:  # one question for all who come while it is asked: under load that is a crowd, every few seconds
+            looking = self._looking[key] = asyncio.create_task(self._find(key, find))
+            looking.add_done_callback(functools.partial(self._found, key))
+        try:
+            principal = await asyncio.shield(looking)
+        except AprendizError as error:
+            raise error.again() from None
+        self._note_use(principal)
+        return principal
+
+    async def _find(self, key: bytes, find: Callable[[], Awaitable[tuple[Principal, float]]]) -> Principal:
         before = self._changes
         principal, expires_at = await find()
         if before == self._changes:  # else somebody may have been disabled while we looked
@@ -156,8 +173,13 @@ class Authenticator:
             self._seen.move_to_end(key)
             if len(self._seen) > _MAX_CACHED:
                 self._seen.popitem(last=False)
-        self._note_use(principal)
         return principal
+
+    def _found(self, key: bytes, looking: asyncio.Task[Principal]) -> None:
+        if self._looking.get(key) is looking:
+            del self._looking[key]
+        if not looking.cancelled():
+            looking.exception()  # seen, should all who asked have left
 
     async def _resolve(self, credential: bytes) -> tuple[Principal, float]:
         try:
