@@ -15,6 +15,7 @@ from app.providers.base import LoadedModel, ProviderContext
 from app.providers.contract import ask, verify
 from app.providers.openai import OpenAIProvider
 from tests.conftest import Account, Serve, Service, make_settings, running
+from tests.vendors.openai_server import OpenAIServer
 
 MakeContext = Callable[..., ProviderContext]
 CONTEXT = 512
@@ -107,3 +108,26 @@ async def test_a_whole_service_in_front(far: Service, key: str, serve: Serve) ->
             assert near.predict(account, "three")["text"] == "three"
 
     await asyncio.to_thread(work)
+
+
+async def test_no_page_shows_the_key_of_an_upstream(serve: Serve) -> None:
+    """A vendor that repeats our key in its refusal; then everything that a caller and an admin can see."""
+    secret = "sk-canary-1123581321"
+    async with OpenAIServer(key="another") as vendor:
+        upstream = {"base_url": vendor.url, "api_key": secret, "models": ["*"]}
+        near = serve(providers={"upstreams": {"far": upstream}}, model={"provider": "far", "model": "m"})
+
+        def work() -> list[str]:
+            admin = near.admin()
+            with near.client(admin) as client:
+                chat = {"model": "far/m", "messages": [{"role": "user", "content": "x"}]}
+                seen = [client.post("/v1/chat/completions", json=chat), client.post("/predict", json={"prompt": "x"})]
+                seen.append(client.post("/v1/chat/completions", json={**chat, "stream": True}))
+                assert [answer.status_code for answer in seen] == [502, 502, 502], [answer.text for answer in seen]
+                paths = ("/model", "/model/versions", "/v1/models", "/health/ready", "/metrics", "/openapi.json")
+                seen += [client.get(path) for path in paths]
+            return [f"{answer.headers} {answer.text}" for answer in seen]
+
+        shown = await asyncio.to_thread(work)
+        assert secret in vendor.received[-1].headers["authorization"]
+        assert not [text for text in shown if secret in text or "canary" in text]
