@@ -138,6 +138,8 @@ def model_name(name: str) -> str:
 
 def check_storable(text: str, *, field: str) -> str:
     """``text`` itself. Raises InvalidRequest where it holds NUL or lone surrogates."""
+    if text.isascii() and "\x00" not in text:  # the search by pattern takes a hundred times as long
+        return text
     bad = _UNSTORABLE.search(text)
     if bad is not None:
         raise InvalidRequest(

@@ -7,7 +7,6 @@ number, which the vendor's SDKs put in its place.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -146,8 +145,9 @@ async def parse(body: bytes, caller: Caller) -> Order:
     wanted = decode(body, MESSAGES)
     policy, max_age_s = cache_policy(caller.headers)
     prediction_id = uuid7()
-    request = dataclasses.replace(
-        to_request(wanted, request_id=caller.request_id),
+    request = to_request(
+        wanted,
+        request_id=caller.request_id,
         prediction_id=prediction_id,
         whole=not wanted.stream,
         cache=policy,

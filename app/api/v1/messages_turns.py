@@ -28,7 +28,7 @@ from app.api.v1.messages_bodies import (
 from app.api.v1.messages_parts import Part, content_of, marker_of, part_of, with_marker, wrong
 from app.api.v1.messages_tools import tool_choice, tools_of
 from app.api.v1.schemas import json_schema_format
-from app.core.types import GenerationRequest, Message, Sampling
+from app.core.types import CachePolicy, GenerationRequest, Message, Sampling
 
 _ROLES: Final = {
     "text": ("user", "assistant", "system"),
@@ -43,8 +43,16 @@ _ROLES: Final = {
 _encode = msgspec.json.Encoder().encode
 
 
-def to_request(body: CountBody, *, request_id: str) -> GenerationRequest:
-    """The call as ``models`` takes it. Raises InvalidRequest, with the place."""
+def to_request(
+    body: CountBody,
+    *,
+    request_id: str,
+    prediction_id: str | None = None,
+    whole: bool = False,
+    cache: CachePolicy = "auto",
+    max_age_s: float | None = None,
+) -> GenerationRequest:
+    """The call as ``models`` takes it; all but ``body`` as in `GenerationRequest`. Raises InvalidRequest, with the place."""
     messages = _system(body)
     for number, turn in enumerate(body.messages):
         messages += _turn(turn, f"messages.{number}")
@@ -53,31 +61,37 @@ def to_request(body: CountBody, *, request_id: str) -> GenerationRequest:
     if body.cache_control is not None:
         messages[-1] = _marked(messages[-1], marker_of(body.cache_control))
     return GenerationRequest(
-        messages=tuple(messages), model=model_name(body.model), sampling=_sampling(body), request_id=request_id
+        messages=tuple(messages),
+        model=model_name(body.model),
+        sampling=_sampling(body),
+        request_id=request_id,
+        prediction_id=prediction_id,
+        whole=whole,
+        cache=cache,
+        max_age_s=max_age_s,
     )
 
 
 def _sampling(body: CountBody) -> Sampling:
     tools = tools_of(body.tools or [])
     choice, parallel = tool_choice(body.tool_choice, tools)
-    sampling = Sampling(
-        response_format=_response_format(body),
-        tools=tools,
-        tool_choice=choice,
-        parallel_tool_calls=parallel,
-        reasoning_effort=None if body.output_config is None else body.output_config.effort,
-        thinking=None if body.thinking is None else msgspec.to_builtins(body.thinking),
-    )
-    if not isinstance(body, MessagesBody):
-        return sampling
-    return dataclasses.replace(
-        sampling,
-        max_tokens=body.max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k or None,  # 0 is the vendor's word for no limit
-        stop=tuple(check_storable(stop, field="stop_sequences") for stop in body.stop_sequences or ()),
-    )
+    fields: dict[str, Any] = {
+        "response_format": _response_format(body),
+        "tools": tools,
+        "tool_choice": choice,
+        "parallel_tool_calls": parallel,
+        "reasoning_effort": None if body.output_config is None else body.output_config.effort,
+        "thinking": None if body.thinking is None else msgspec.to_builtins(body.thinking),
+    }
+    if isinstance(body, MessagesBody):
+        fields |= {
+            "max_tokens": body.max_tokens,
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "top_k": body.top_k or None,  # 0 is the vendor's word for no limit
+            "stop": tuple(check_storable(stop, field="stop_sequences") for stop in body.stop_sequences or ()),
+        }
+    return Sampling(**fields)
 
 
 def _response_format(body: CountBody) -> dict[str, Any] | None:
