@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from typing import Any
 
 import pytest
@@ -239,3 +240,24 @@ def test_a_failure_before_the_first_piece_is_a_whole_stream(error: BaseException
     assert events[2][1]["response"]["error"]["code"] == code
     assert events[0][1]["response"]["model"] == "default"
     assert "secret" not in raw
+
+
+def test_who_leaves_finds_what_was_said_so_far(serve: Serve) -> None:
+    service = serve(model={"provider": "echo", "model": "slow"})
+    user = service.user()
+    with service.client(user) as client:
+        with client.stream("POST", PATH, json={"input": "word " * 500, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            begun = json.loads(next(line for line in lines if line.startswith("data: "))[6:])
+            next(line for line in lines if "output_text.delta" in line)
+        response_id = begun["response"]["id"]
+        deadline = time.monotonic() + 10
+        while (shown := client.get(f"{PATH}/{response_id}")).status_code == 404 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        body = shown.json()
+        assert body["status"] == "cancelled", body
+        assert body["output"][0]["status"] == "incomplete"
+        assert body["output"][0]["content"][0]["text"].startswith("word")
+        refused = client.post(PATH, json={"input": "x", "previous_response_id": response_id})
+        assert refused.status_code == 400
+        assert client.delete(f"{PATH}/{response_id}").status_code == 200
