@@ -20,7 +20,7 @@ from app.api.caching import cache_policy
 from app.api.deps import current_principal, get_services
 from app.api.door import Caller, Door, Order
 from app.api.v1.common import read
-from app.api.v1.responses_body import RESPONSES, TOKENS, Asked, AskedResponse
+from app.api.v1.responses_body import RESPONSES, TOKENS, Asked, AskedResponse, name_field
 from app.api.v1.responses_output import ended
 from app.api.v1.responses_stored import (
     NO_RESPONSE,
@@ -32,7 +32,7 @@ from app.api.v1.responses_stored import (
     output_of,
     resolve,
 )
-from app.api.v1.responses_stream import ResponsesShape, name_field
+from app.api.v1.responses_stream import ResponsesShape
 from app.api.v1.responses_turns import Turns, message_items
 from app.core.errors import AprendizError, Forbidden, InvalidRequest, NotFound
 from app.core.ids import uuid7

@@ -30,7 +30,7 @@ from app.api.v1.common import (
 from app.api.v1.responses_input import MAX_ITEMS, Id, items_of, placed
 from app.api.v1.schemas import json_schema_format
 from app.api.v1.tools import MAX_TOOLS, Choice, Description, ToolName, among, check_unique, function_tool
-from app.core.errors import InvalidRequest
+from app.core.errors import AprendizError, InvalidRequest
 from app.core.types import Sampling
 
 T = TypeVar("T")
@@ -272,6 +272,22 @@ class AskedResponse(Asked):
             "truncation": body.truncation or "disabled",
             "user": body.user,
         }
+
+
+_FIELDS: Final = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "logprobs": "top_logprobs",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+"""What models, which know one format, call the fields of this one."""
+
+
+def name_field(error: BaseException) -> None:
+    """Lets an error of a model's name the field as this format does."""
+    if isinstance(error, AprendizError):
+        error.field = _FIELDS.get(error.field or "", error.field)
 
 
 def _check_labels(body: ResponsesBody) -> None:

@@ -7,7 +7,7 @@ end, since pieces of several may come in turns. Nothing is parsed: each delta is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -15,6 +15,7 @@ from app.api import sse, vendor_errors
 from app.api.problems import vendor_body
 from app.api.v1.chat import call_id as missing_call_id
 from app.api.v1.common import limit_headers
+from app.api.v1.responses_body import name_field
 from app.api.v1.responses_output import (
     INCOMPLETE,
     answer_items,
@@ -25,7 +26,7 @@ from app.api.v1.responses_output import (
     text_part,
     thinking_item,
 )
-from app.core.errors import AprendizError, InvalidRequest, TooManyRequests
+from app.core.errors import InvalidRequest, TooManyRequests
 from app.core.types import (
     Event,
     Finished,
@@ -46,22 +47,6 @@ if TYPE_CHECKING:
 _encode = msgspec.json.Encoder().encode
 _BEGINNING = 2
 """Events before the first item: created, in_progress."""
-
-
-_FIELDS: Final = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "logprobs": "top_logprobs",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-}
-"""What models, which know one format, call the fields of this one."""
-
-
-def name_field(error: BaseException) -> None:
-    """Lets an error of a model's name the field as this format does."""
-    if isinstance(error, AprendizError):
-        error.field = _FIELDS.get(error.field or "", error.field)
 
 
 class Counter:
@@ -114,6 +99,13 @@ class TextItem:
         self._text.append(text)
         self._logprobs.extend(logprobs)
         return self._events.delta(self._head, text, b',"logprobs":' + (_encode(logprobs) if logprobs else b"[]"))
+
+    def add_plain(self, text: str) -> bytes:
+        """The event of the next piece, without log-probabilities."""
+        self._text.append(text)
+        events = self._events
+        events.next = number = events.next + 1
+        return b'%b%b,"logprobs":[],"sequence_number":%d}\n\n' % (self._head, _encode(text), number - 1)
 
     def close(self, status: str) -> bytes:
         """See `OpenItem.close`."""
@@ -268,6 +260,8 @@ class ResponsesShape:
 
     def piece(self, choice: int, events: Sequence[Event]) -> bytes:
         """See `Shape.piece`."""
+        if len(events) == 1 and type(events[0]) is TextDelta and type(self._open) is TextItem and not self._with_logprobs:
+            return self._open.add_plain(events[0].text)  # the hot path: a token of an answer under way
         return b"".join([self._piece(event) for event in events])
 
     def last(self, answers: Sequence[Completed]) -> bytes:
