@@ -89,6 +89,16 @@ def settings_with(settings: Settings, **sections: dict[str, Any]) -> Settings:
     return settings.model_copy(update=changed)
 
 
+class NoAnswers:
+    """What the routes of accounts need of the models: somebody's answers are to be forgotten."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[str] = []
+
+    async def forget_answers(self, user_id: str) -> None:
+        self.forgotten.append(user_id)
+
+
 class World:
     """All parts, joined as ``app.main`` joins them."""
 
@@ -120,6 +130,7 @@ class World:
                 now=self.clock.now,
             )
         )
+        self.models = NoAnswers()
         self.app = self._app()
 
     def another_authenticator(self) -> Authenticator:
