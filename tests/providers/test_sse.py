@@ -22,6 +22,30 @@ def test_any_split_gives_the_same_events(cuts: list[int]) -> None:
     assert events == EVENTS
 
 
+LINES = st.sampled_from(
+    [
+        b"data: a\n\n",
+        b"data: b\n\n",
+        b"data: c\n",
+        b"data:d\n\n",
+        b"\n",
+        b": x\n\n",
+        b"event: e\ndata: f\n\n",
+        b"data: g\r\n\r\n",
+        b"id",
+    ]
+)
+
+
+@given(st.lists(st.lists(LINES, max_size=8).map(b"".join), max_size=8))
+def test_the_short_way_gives_what_the_long_one_gives(pieces: list[bytes]) -> None:
+    """Whole events at once, against the same bytes one by one."""
+    quick, slow = SseParser(), SseParser()
+    taken = [event for piece in pieces for event in quick.feed(piece)]
+    stream = b"".join(pieces)
+    assert taken == [event for at in range(len(stream)) for event in slow.feed(stream[at : at + 1])]
+
+
 @given(st.binary(max_size=300), st.integers(1, 50))
 def test_any_bytes_are_taken_or_refused(data: bytes, size: int) -> None:
     parser = SseParser(max_event_bytes=64)

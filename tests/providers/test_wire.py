@@ -44,8 +44,10 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def server(runtime_dir: Path, script: Script, *, read_timeout_s: float = 20) -> AsyncIterator[WireClient]:
-    """A server that reads one request a connection and then does what ``script`` says."""
+async def server(
+    runtime_dir: Path, script: Script, *, read_timeout_s: float = 20, seen: list[bytes] | None = None
+) -> AsyncIterator[WireClient]:
+    """A server that reads one request a connection and then does what ``script`` says. ``seen`` gets the bodies."""
     path = str(runtime_dir / "s.sock")
     tasks: set[asyncio.Task[None] | None] = set()
 
@@ -54,7 +56,9 @@ async def server(runtime_dir: Path, script: Script, *, read_timeout_s: float = 2
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
-            await reader.readexactly(length)
+            body = await reader.readexactly(length)
+            if seen is not None:
+                seen.append(body)
             await script(reader, writer)
         except ConnectionError:
             pass
@@ -314,6 +318,103 @@ async def test_whole_json_answers_are_bounded_and_checked(runtime_dir: Path) -> 
     async with server(runtime_dir, says(refusal(200, b"<html>"))) as client:
         with pytest.raises(UpstreamError):
             await client.json("GET", "/props")
+
+
+async def test_what_came_together_is_one_batch(runtime_dir: Path) -> None:
+    together = chunk("a") + chunk("b")
+    async with server(runtime_dir, says(HEAD, together, chunk("c") + chunk(finish="stop") + DONE)) as client:
+        async with asyncio.timeout(15):
+            batches = [batch async for batch in client.batches_chat({})]
+    assert batches == [[TextDelta("a"), TextDelta("b")], [TextDelta("c"), Finished("stop", Usage())]]
+
+
+async def test_good_events_come_before_the_fault_behind_them(runtime_dir: Path) -> None:
+    async with server(runtime_dir, says(HEAD, chunk("a") + b"data: {nonsense\n\n")) as client:
+        stream = client.batches_chat({})
+        assert list(await anext(stream)) == [TextDelta("a")]
+        with pytest.raises(UpstreamError):
+            await anext(stream)
+
+
+WHOLE = json.dumps(
+    {"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
+).encode()
+
+
+async def test_an_answer_in_one_piece(runtime_dir: Path) -> None:
+    seen: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(refusal(200, WHOLE, Content_Type="application/json; charset=utf-8"))
+
+    async with server(runtime_dir, script, seen=seen) as client:
+        body = {"messages": [], "stream": True, "stream_options": {"include_usage": True}}
+        assert await client.whole_chat(body) == [TextDelta("Hi"), Finished("stop", Usage(1))]
+        assert body["stream"] is True
+    assert json.loads(seen[0]) == {"messages": [], "stream": False}
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        (refusal(200, WHOLE, Content_Type="text/html"), UpstreamError),
+        (refusal(200, WHOLE[:-5], Content_Type="application/json"), UpstreamError),
+        (refusal(200, b'{"error":{"code":"insufficient_quota"}}', Content_Type="application/json"), UpstreamRefused),
+        (refusal(200, b'{"choices":[]}', Content_Type="application/json"), UpstreamError),
+        (refusal(200, WHOLE, Content_Type="application/json")[:-5], EngineUnavailable),
+        (refusal(429), UpstreamBusy),
+        (b"", EngineUnavailable),
+    ],
+)
+async def test_faults_of_answers_in_one_piece(runtime_dir: Path, response: bytes, error: type[AprendizError]) -> None:
+    async with server(runtime_dir, says(response)) as client:
+        with pytest.raises(error) as caught:
+            await client.whole_chat({})
+    assert type(caught.value) is error
+
+
+async def test_a_finished_stream_leaves_its_connection_for_the_next(runtime_dir: Path) -> None:
+    """[DONE] ends the answer; the terminating chunk comes a moment later, and the connection is kept all the same."""
+    connections = 0
+    stream = chunk("a") + chunk(finish="stop") + DONE
+    framed = HEAD.replace(b"Connection: close", b"Transfer-Encoding: chunked") + b"%x\r\n%s\r\n" % (len(stream), stream)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            head = await reader.read(1 << 16)
+            if not head:
+                break
+            writer.write(framed)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+            writer.write(b"0\r\n\r\n")
+        writer.close()
+
+    listener = await asyncio.start_unix_server(serve, str(runtime_dir / "k.sock"))
+    client = WireClient("http://engine", socket=str(runtime_dir / "k.sock"))
+    for _ in range(3):
+        assert [type(event) for event in await collect(client)] == [TextDelta, Finished]
+        await asyncio.sleep(0.03)
+    assert connections == 1
+    await client.aclose()
+    await asyncio.sleep(0.02)
+    listener.close()
+    await listener.wait_closed()
+
+
+async def test_the_key_is_sent_and_never_shown(runtime_dir: Path) -> None:
+    client = WireClient("http://127.0.0.1:1", api_key="sk-canary", headers={"X-Extra": "canary"})
+    assert "canary" not in repr(client) + repr(vars(client))
+    await client.aclose()
+
+
+async def test_half_a_surrogate_pair_is_the_callers_error(runtime_dir: Path) -> None:
+    client = WireClient("http://127.0.0.1:1")
+    with pytest.raises(InvalidRequest):
+        await client.whole_chat({"messages": [{"role": "user", "content": "\ud800"}]})
+    await client.aclose()
 
 
 def test_the_body_holds_what_was_asked_and_nothing_else() -> None:
