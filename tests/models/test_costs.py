@@ -196,8 +196,8 @@ class House:
 
     def keep(self, hold: Hold, cents: int, who: Principal | None = None) -> None:
         who = who or user()
-        row = (who.user_id, who.key_id, hold.prediction_id, int(self.wall() * 1000), cents * NANO // 100)
-        self.store.rows.append(row)
+        called_ms = int(hold.prediction_id.replace("-", "")[:12], 16)
+        self.store.rows.append((who.user_id, who.key_id, hold.prediction_id, called_ms, cents * NANO // 100))
 
 
 def ask(tokens: int | None = 10, text: str = "hi") -> GenerationRequest:
