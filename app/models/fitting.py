@@ -117,22 +117,22 @@ def _bytes(message: Message) -> int:
 
 def _check_abilities(request: GenerationRequest, able: Capabilities) -> None:
     """What would change the answer and cannot be done is refused, never left out in silence."""
-    sampling = request.sampling
-    schema = sampling.response_format is not None and sampling.response_format.get("type") != "text"
-    for wanted, possible, field in (
-        (bool(sampling.tools), able.tools, "tools"),
-        (schema, able.json_schema, "response_format"),
-        (sampling.logprobs is not None, able.logprobs, "logprobs"),
-        (sampling.top_k is not None, able.top_k, "top_k"),
-        (request.raw, able.raw_prompt, "prompt"),
-    ):
-        if wanted and not possible:
-            raise InvalidRequest(_CANNOT.get(field, f"This model cannot do {field}."), field=field)
+    sampling, form = request.sampling, request.sampling.response_format
+    lacking = None
+    if sampling.tools and not able.tools:
+        lacking = "tools"
+    elif form is not None and form.get("type") != "text" and not able.json_schema:
+        lacking = "response_format"
+    elif sampling.logprobs is not None and not able.logprobs:
+        lacking = "logprobs"
+    elif sampling.top_k is not None and not able.top_k:
+        lacking = "top_k"
+    if lacking is not None:
+        raise InvalidRequest(f"This model cannot do {lacking}.", field=lacking)
+    if request.raw and not able.raw_prompt:
+        raise InvalidRequest("This model does not go on from a bare prompt; ask it with messages.", field="prompt")
     if not able.images and any(_has_image(message) for message in request.messages):
         raise InvalidRequest("This model reads text only; leave the images out or ask another.", field="messages")
-
-
-_CANNOT = {"prompt": "This model does not go on from a bare prompt; ask it with messages."}
 
 
 def _has_image(message: Message) -> bool:

@@ -135,14 +135,16 @@ class LiveGeneration(Generation):
 
     async def batches(self) -> AsyncGenerator[Sequence[Event] | Completed, None]:
         """As `Generation.batches`."""
-        self._check_interrupted()
+        if self._interruption is not None:
+            raise self._interruption
         try:
             while (batch := await self._next()) is not None:
                 self._note(batch)
                 if self._folder.finished is not None:
                     break
                 yield batch
-                self._check_interrupted()
+                if self._interruption is not None:
+                    raise self._interruption
             answer = self._folder.answer()
         except AprendizError as error:
             await self._fail(error)
@@ -175,18 +177,19 @@ class LiveGeneration(Generation):
     async def _next(self) -> Sequence[Event] | None:
         """The next events, or None at their end. An interruption wakes it and is raised in place of the cancellation."""
         self._reader = reader = asyncio.current_task()
-        cancels = reader.cancelling() if reader is not None else 0
+        assert reader is not None  # noqa: S101  # coroutines run in tasks
+        cancels = reader.cancelling()
         try:
-            if self._begun:
-                return await self._attempt.next()
-            return await self._tries.first()
+            return await (self._tries.attempt.next() if self._begun else self._tries.first())
         except (asyncio.CancelledError, AprendizError) as error:
-            if self._interruption is None or reader is None:
+            if self._interruption is None:
                 raise
             # Only our own `cancel` is turned into the error; the client's, or both at once, stays a cancellation.
             if reader.uncancel() > cancels and isinstance(error, asyncio.CancelledError):
                 raise
             raise self._interruption from None
+        except Exception as error:
+            raise self._attempt.unexpected(error) from error
         finally:
             self._reader = None
 
@@ -208,10 +211,6 @@ class LiveGeneration(Generation):
     @property
     def _series(self) -> ModelMetrics:
         return self._work.metrics.of_model(self._attempt.deployment.label)
-
-    def _check_interrupted(self) -> None:
-        if self._interruption is not None:
-            raise self._interruption
 
     def _deadline_passed(self) -> None:
         limit = self._tries.limit_s

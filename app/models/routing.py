@@ -7,6 +7,7 @@ waits and gives up is `app.models.tries`.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import re
@@ -112,11 +113,11 @@ class Names:
             return self._plan_of(name, route)
         target = self._aliases.targets.get(name)
         if target is not None:
-            return Plan(name, (Candidate(target.spec),))
+            return _single(name, target.spec)
         spec = self._aliases.deployed(name) or self._upstream_model(name)
         if spec is None:
             raise self._unknown(name)
-        return Plan(None, (Candidate(spec),))
+        return _single(None, spec)
 
     def check(self) -> None:
         """Logs the targets of routes that mean nothing now. An alias may still come to be, so this is no error."""
@@ -175,6 +176,12 @@ class Names:
         return UnknownModel(
             f"There is no model {name[:100]!r} here. Available: {', '.join(known[:_LISTED])}{more}.", field="model"
         )
+
+
+@functools.lru_cache(maxsize=1024)
+def _single(name: str | None, spec: ModelSpec) -> Plan:
+    """The plan of a name that means one model: the same for every call."""
+    return Plan(name, (Candidate(spec),))
 
 
 def wildcard(pattern: str) -> re.Pattern[str]:

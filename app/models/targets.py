@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
@@ -30,7 +30,7 @@ from app.core.types import Event, GenerationRequest, ModelSpec
 from app.models.deployment import Deployment
 from app.models.fitting import fit
 from app.models.pool import Pool
-from app.models.resilience import Permit, RetryBudget, class_of, is_failure
+from app.models.resilience import BreakerState, Permit, RetryBudget, class_of, is_failure
 from app.models.scheduler import Ticket
 
 logger = logging.getLogger(__name__)
@@ -58,37 +58,39 @@ class Attempt:
         self._permit = permit
         self._targets = targets
         self._judged = False
+        self._whole = False
 
     async def first(self) -> Sequence[Event]:
-        """The first events. Raises as `next`, and UpstreamError where there are none at all."""
+        """The first events. Raises AprendizError: the provider's; UpstreamError where there are none, or for its bugs."""
         self.begun_at = self._targets.clock()
         self._stream = self.deployment.loaded.batches(self.request)
-        batch = await self.next()
+        try:
+            batch = await self.next()
+        except AprendizError:
+            raise
+        except Exception as error:
+            raise self.unexpected(error) from error
         if batch is None:
             raise UpstreamError("The answer was cut off before its end. Try again.")
         if self._permit is not None and self.deployment.breaker is not None:
             self.deployment.breaker.answering(self._permit)
         return batch
 
-    async def next(self) -> Sequence[Event] | None:
-        """The next events, or None at the end.
-
-        Raises:
-            AprendizError: the provider's; UpstreamError where it raised anything else.
-        """
+    def next(self) -> Awaitable[Sequence[Event] | None]:
+        """The next events, or None at the end. Raises whatever the provider does; see `unexpected`."""
         assert self._stream is not None  # noqa: S101  # `first` came first
-        try:
-            return await anext(self._stream, None)
-        except AprendizError:
-            raise
-        except Exception as error:
-            logger.exception("A provider failed unexpectedly.", extra={"data": {"model": self.deployment.name}})
-            raise UpstreamError("The model failed unexpectedly. Try again.") from error
+        return anext(self._stream, None)
+
+    def unexpected(self, error: Exception) -> UpstreamError:
+        """What to raise in place of an exception that is none of ours: the provider's fault, in our words."""
+        data = {"model": self.deployment.name}
+        logger.error("A provider failed unexpectedly.", exc_info=error, extra={"data": data})
+        return UpstreamError("The model failed unexpectedly. Try again.")
 
     def judge(self, verdict: Verdict) -> None:
         """Says what came of it, to the breaker and the metrics. Only the first call counts."""
         if not self._judged:
-            self._judged = True
+            self._judged, self._whole = True, verdict == "ok"
             self._targets.judged(self.deployment, self._permit, verdict)
 
     async def aclose(self) -> None:
@@ -103,6 +105,10 @@ class Attempt:
 
     async def _end(self, stream: AsyncGenerator[Sequence[Event], None]) -> None:
         try:
+            if self._whole:
+                # Nothing is left to be ended there: a limit would take longer than this.
+                await stream.aclose()
+                return
             async with asyncio.timeout(_CLOSE_S):
                 await stream.aclose()
         except Exception:
@@ -137,6 +143,7 @@ class Targets:
         self._pool = pool
         self._active = active
         self._budget = RetryBudget()
+        self._shown: dict[str, BreakerState] = {}
         self.metrics = metrics
         self.clock = clock
         self.rng = rng
@@ -222,9 +229,13 @@ class Targets:
         self.show_breaker(deployment)
 
     def show_breaker(self, deployment: Deployment) -> None:
-        """Puts the state of its breaker into the metrics."""
-        if deployment.breaker is not None:
-            self.metrics.breaker_state.labels(deployment.label).set(deployment.breaker.state(self.clock()).value)
+        """Puts the state of its breaker into the metrics, where it has changed."""
+        if deployment.breaker is None:
+            return
+        state = deployment.breaker.state(self.clock())
+        if state is not self._shown.get(deployment.label):
+            self._shown[deployment.label] = state
+            self.metrics.breaker_state.labels(deployment.label).set(state.value)
 
     async def _slot(self, spec: ModelSpec, user_id: str) -> tuple[Deployment, Ticket]:
         # From here to the place in the queue there is no suspension: a switch either sees this request on the old engine, and

@@ -45,7 +45,7 @@ class Course:
 
     def __init__(self, plan: Plan, order: Sequence[ModelSpec]) -> None:
         self._plan = plan
-        self._left = list(dict.fromkeys(order))
+        self._left = list(dict.fromkeys(order)) if len(order) > 1 else list(order)
         self.spec = self._left.pop(0)
         self._tries = 1
 
