@@ -17,7 +17,7 @@ from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, Ver
 from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
 from app.providers.engine import Engine, Timings
 from app.providers.versions import text_hash, version_info
-from app.providers.wire import chat_body
+from app.providers.wire import CHAT, chat_body
 
 _WORKER = "app.providers.workers.llamacpp_worker"
 _MAGIC = b"GGUF"
@@ -129,6 +129,7 @@ class LlamaCppModel(LoadedModel):
             tools=tools,
             json_schema=True,
             logprobs=True,
+            raw_prompt=True,
             top_k=True,
         )
         self._engine = engine
@@ -144,16 +145,19 @@ class LlamaCppModel(LoadedModel):
     async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
         """See `LoadedModel.batches`. Always a stream, even where the answer is wanted whole: so leaving ends the work."""
         client = self._engine.client()
-        async with contextlib.aclosing(client.batches_chat(self._body(request))) as batches:
+        path, body = ("/v1/completions", self._raw_body(request)) if request.raw else (CHAT, self._body(request))
+        async with contextlib.aclosing(client.batches_chat(body, path=path)) as batches:
             async for batch in batches:
                 yield batch
 
     async def count_tokens(self, request: GenerationRequest) -> int:
         """See `LoadedModel.count_tokens`."""
         client = self._engine.client()
-        body = self._body(request)
-        counted = await client.json("POST", "/v1/chat/completions/input_tokens", body)
         try:
+            if request.raw:
+                found = await client.json("POST", "/tokenize", {"content": _prompt(request), "add_special": True})
+                return len(found["tokens"])
+            counted = await client.json("POST", "/v1/chat/completions/input_tokens", self._body(request))
             return int(counted["input_tokens"])
         except (KeyError, TypeError, ValueError) as error:
             raise UpstreamError("The engine does not say how many tokens the prompt has.") from error
@@ -171,15 +175,16 @@ class LlamaCppModel(LoadedModel):
         body = chat_body(request, max_tokens=self._model.max_tokens, temperature=self._model.temperature)
         body["messages"] = [{**message, "content": _inert(message["content"])} for message in body["messages"]]
         self._fit_tools(body)
-        seed = body.get("seed")
-        if seed is not None:
-            body["seed"] = seed % _MAX_SEED
-        if body.get("top_logprobs") == 0:
-            body["top_logprobs"] = 1  # llama.cpp tells no probability at all where no alternative is asked for
-        body["return_progress"] = True  # otherwise the engine notices only at the first token that the client has gone
-        body["cache_prompt"] = True
-        body["lora"] = []  # said each time: a request without the field would reuse another's adapted cache
-        return body
+        return _fitted(body)
+
+    def _raw_body(self, request: GenerationRequest) -> dict[str, Any]:
+        """For a prompt that is not templated. What it spells is the caller's own affair: there are no roles to speak as."""
+        body = chat_body(request, max_tokens=self._model.max_tokens, temperature=self._model.temperature)
+        del body["messages"]
+        body = _fitted(body)
+        if body.pop("logprobs", False):
+            body["logprobs"] = body.pop("top_logprobs")  # one number there
+        return {**body, "prompt": _prompt(request)}
 
     def _fit_tools(self, body: dict[str, Any]) -> None:
         choice = body.pop("tool_choice", None)
@@ -199,6 +204,26 @@ class LlamaCppModel(LoadedModel):
             choice = "required"
         if choice is not None:
             body["tool_choice"] = choice
+
+
+def _fitted(body: dict[str, Any]) -> dict[str, Any]:
+    """``body`` with what this engine needs told, whatever the shape."""
+    seed = body.get("seed")
+    if seed is not None:
+        body["seed"] = seed % _MAX_SEED
+    if body.get("top_logprobs") == 0:
+        body["top_logprobs"] = 1  # llama.cpp tells no probability at all where no alternative is asked for
+    body["return_progress"] = True  # otherwise the engine notices only at the first token that the client has gone
+    body["cache_prompt"] = True
+    body["lora"] = []  # said each time: a request without the field would reuse another's adapted cache
+    return body
+
+
+def _prompt(request: GenerationRequest) -> str:
+    content = request.messages[0].content if len(request.messages) == 1 else None
+    if not isinstance(content, str):
+        raise InvalidRequest("A prompt to go on from is one text.", field="prompt")
+    return content
 
 
 def _inert(content: Any) -> Any:

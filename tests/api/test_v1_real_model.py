@@ -70,7 +70,11 @@ def test_the_shapes_on_a_real_model(serve: Serve, model_file: Path) -> None:
             assert refused.json()["error"]["param"] == "messages"
         embeddings = client.post("/v1/embeddings", json={"model": "default", "input": "a"})
         assert (embeddings.status_code, embeddings.json()["error"]["param"]) == (400, "model")
-        completion = client.post("/v1/completions", json={"model": "default", "prompt": "The sky is", "temperature": 0})
-        assert completion.status_code in (200, 400), completion.text
-        if completion.status_code == 200:
-            assert completion.json()["usage"]["prompt_tokens"] < 8, "no template"
+        prompt = {"model": "default", "prompt": "The sky is", "temperature": 0, "max_tokens": 5, "logprobs": 1, "echo": True}
+        completion = client.post("/v1/completions", json=prompt)
+        assert completion.status_code == 200, completion.text
+        assert completion.json()["usage"]["prompt_tokens"] == 3, "no template, no system message"
+        choice = completion.json()["choices"][0]
+        assert choice["text"] == "The sky is" + "".join(choice["logprobs"]["tokens"])
+        long = client.post("/v1/completions", json={**prompt, "prompt": "word " * 1500})
+        assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
