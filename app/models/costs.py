@@ -28,6 +28,8 @@ _WINDOWS_S: Final = {"hour": 3600, "day": 86_400, "month": 30 * 86_400}
 _SLICE_BITS: Final = {"hour": 16, "day": 20, "month": 24}
 """A slice of a window as a power of two of milliseconds: 66 seconds, 17 minutes, 4.7 hours; so 55, 83 or 155 of them."""
 _REFRESH_S: Final = 30.0
+_SHARE: Final = 50.0
+"""Where a reading takes long, the next one waits that many times as long."""
 _READ_S: Final = 10.0
 _ACCOUNTS: Final = 10_000
 _SOON_S: Final = 2.0
@@ -89,6 +91,7 @@ class _Account:
         self._unstored: dict[int, int] = {}
         """What cost money and stands in no prediction, by slices: no reading brings it back."""
         self._read_at: float | None = None
+        self._read_s = 0.0
         self._reading = asyncio.Lock()
 
     async def bring_up_to_date(self, store: SpendStore, wall_s: Callable[[], float], clock: Callable[[], float]) -> None:
@@ -119,7 +122,7 @@ class _Account:
                 slices[key] = slices.get(key, 0) + cost
             self._slices = OrderedDict(sorted(slices.items()))
             self._spent = sum(slices.values())
-            self._read_at = at
+            self._read_at, self._read_s = at, clock() - at
 
     def hold(self, prediction_id: str, most: int) -> None:
         """Sets ``most`` aside for a call."""
@@ -158,7 +161,7 @@ class _Account:
         return not self.open and not self._unstored
 
     def _fresh(self, clock: Callable[[], float]) -> bool:
-        return self._read_at is not None and clock() - self._read_at < _REFRESH_S
+        return self._read_at is not None and clock() - self._read_at < max(_REFRESH_S, _SHARE * self._read_s)
 
     def _drop_aged(self, now_s: float) -> None:
         while self._slices and self._aged_at(next(iter(self._slices))) <= now_s:

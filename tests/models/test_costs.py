@@ -308,6 +308,21 @@ async def test_what_others_spend_counts_after_half_a_minute() -> None:
     assert house.store.reads == 2
 
 
+async def test_a_store_that_reads_slowly_is_read_less_often() -> None:
+    house = House(user="0.25/day")
+    house.store.gate.clear()
+    first = asyncio.create_task(house.admit())
+    await asyncio.sleep(0)
+    house.advance(2)
+    house.store.gate.set()
+    async with asyncio.timeout(TIMEOUT_S):
+        (await first).settle(0)
+    for seconds, reads in ((90, 1), (10, 2), (31, 3)):
+        house.advance(seconds)
+        (await house.admit()).settle(0)
+        assert house.store.reads == reads
+
+
 @pytest.mark.parametrize("stored", ["before", "during", "after"])
 async def test_a_call_that_ends_while_the_store_is_read_counts_once(stored: str) -> None:
     house = House(user="0.30/day")
