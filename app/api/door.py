@@ -133,7 +133,9 @@ class Door:
 
 def _with_cache_policy(order: Order, caller: Caller) -> Order:
     policy, max_age_s = cache_policy(caller.headers)
-    if policy == "auto":
+    if policy == "use" and len(order.requests) > 1:
+        policy = "auto"  # several choices are asked for to differ: any earlier answer would make them all the same
+    if policy == "auto" and max_age_s is None:
         return order
     requests = tuple(dataclasses.replace(request, cache=policy, max_age_s=max_age_s) for request in order.requests)
     return dataclasses.replace(order, requests=requests)

@@ -80,6 +80,19 @@ def test_a_caller_may_accept_any_earlier_answer(service: Service) -> None:
     assert ask(service, ana, "any will do", control, temperature=0.9)["cached"]
 
 
+def test_several_choices_are_not_made_the_same_by_the_cache(service: Service) -> None:
+    body = {"messages": [{"role": "user", "content": "choose"}], "model": "default", "n": 2, "temperature": 0.9}
+    with service.client(service.user()) as client:
+        for _ in range(2):
+            answer = client.post("/v1/chat/completions", json=body, headers={"Cache-Control": "max-age=60"})
+            assert answer.status_code == 200, answer.text
+            assert "x-aprendiz-cached" not in answer.headers
+        again = client.post("/v1/chat/completions", json={**body, "n": 1, "temperature": 0})
+        assert "x-aprendiz-cached" not in again.headers
+        again = client.post("/v1/chat/completions", json={**body, "n": 1, "temperature": 0})
+        assert again.headers["x-aprendiz-cached"] == "true"
+
+
 def test_a_stream_is_replayed_whole(service: Service) -> None:
     ana = service.user()
     text, done = streamed(service, ana, "tell me a story of three words")
