@@ -113,6 +113,8 @@ class Door:
             body = await read_body(receive)
             caller = Caller(services, principal, request_id_var.get(), scope["headers"])
             order = _with_cache_policy(await self._parse(body, caller), caller)
+            for _ in order.requests[1:]:
+                state = await count_call(services, principal)  # each choice is a prediction of its own
             async with until_disconnect(scope, receive):
                 if order.stream:
                     await _Stream(caller, order, send, state).run()

@@ -53,7 +53,7 @@ class Server(Section):
         "admin", description="Who sees /docs and /openapi.json: admins, anyone or no one."
     )
     max_body_bytes: int = Field(
-        1_048_576, ge=1024, le=1 << 30, description="Largest request body in bytes (uploads have their own)."
+        4_194_304, ge=1024, le=1 << 30, description="Largest request body in bytes, images included (uploads have their own)."
     )
     receive_timeout_s: float = Field(
         10,
