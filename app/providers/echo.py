@@ -7,7 +7,8 @@ as options joined by ``+``:
 * ``upper``: in capitals; ``reverse``: its words from last to first;
 * ``slow``: 20 ms before each word;
 * ``tag-NAME``: ``NAME:`` before each word, so that each piece tells which model made it;
-* ``thinks``: before it answers, it says what it was asked as visible thinking, unless ``reasoning_effort`` is ``none``;
+* ``thinks``: before it answers, it says what it was asked as visible thinking, unless ``reasoning_effort`` is ``none`` or
+  ``thinking`` is disabled;
 * ``breaks``: the engine "dies" after three words (`EngineUnavailable`); ``unloadable``: `open` raises `ModelLoadFailed`.
 
 Each name is a version of its own. A token is a word, and as probable as can be. ``response_format`` gives JSON: the smallest
@@ -193,7 +194,9 @@ class EchoModel(LoadedModel):
         return _Plan(events, "tool_calls" if calls else "stop", len(thoughts), stop)
 
     def _thoughts(self, request: GenerationRequest, said: str) -> list[ReasoningDelta]:
-        if not self._options.thinks or request.sampling.reasoning_effort == "none":
+        sampling = request.sampling
+        unwanted = sampling.reasoning_effort == "none" or (sampling.thinking or {}).get("type") == "disabled"
+        if unwanted or not self._options.thinks:
             return []
         return [ReasoningDelta(word) for word in _WORD.findall(f"I was asked: {said}")]
 

@@ -222,6 +222,7 @@ async def test_thinking_comes_first_and_counts(make_context: MakeContext) -> Non
     assert (answer.reasoning, answer.text) == ("I was asked: a b", "a b")
     assert (answer.usage.reasoning_tokens, answer.usage.completion_tokens) == (5, 7)
     assert (await said(model, "a b", reasoning_effort="none")).reasoning == ""
+    assert (await said(model, "a b", thinking={"type": "disabled"})).reasoning == ""
     cut = await said(model, "a b", max_tokens=3)
     assert (cut.text, cut.finish_reason, cut.usage.reasoning_tokens) == ("", "length", 3)
 
