@@ -29,6 +29,9 @@ MAX_DEPTH: Final = 32
 MAX_MESSAGES: Final = 256
 MAX_CONTENT: Final = 200_000
 MAX_MODEL_NAME: Final = 256
+MAX_CONTAINERS: Final = 100_000
+"""Most opening brackets and braces of a body, those in its texts included: an empty list takes two bytes to send and fifty to
+hold, and a million of them take seconds to read."""
 NEW: Final = "new"
 """As ``conversation_id``: begin one. Without the field, a call belongs to no conversation."""
 _MAX_SCHEMA_BYTES: Final = 32_768
@@ -133,17 +136,27 @@ PREDICT: Final = msgspec.json.Decoder(PredictBody)
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The whole body, which `RequestBounds` bounds while it comes. Raises ClientDisconnect where the client left."""
+    """The whole body, which `RequestBounds` bounds while it comes.
+
+    Raises ClientDisconnect where the client left, and InvalidRequest for more lists and objects than `MAX_CONTAINERS`.
+    """
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
-        return bytes(message.get("body", b""))
+        return check_containers(bytes(message.get("body", b"")))
     chunks: list[bytes] = []
     while message["type"] == "http.request":
         chunks.append(message.get("body", b""))
         if not message.get("more_body", False):
-            return b"".join(chunks)
+            return check_containers(b"".join(chunks))
         message = await receive()
     raise ClientDisconnect
+
+
+def check_containers(data: bytes) -> bytes:
+    """``data`` itself. Raises InvalidRequest where it holds more than `MAX_CONTAINERS` lists and objects."""
+    if len(data) > MAX_CONTAINERS and data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise InvalidRequest(f"The body holds more than {MAX_CONTAINERS} lists and objects. Send less at once.", field="body")
+    return data
 
 
 def require_json(headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -169,7 +182,7 @@ def decode(data: bytes | str, decoder: msgspec.json.Decoder[T]) -> T:
 
 def decode_any(data: bytes) -> Any:
     """Any JSON value, at most `MAX_DEPTH` levels deep. Raises InvalidRequest."""
-    value = decode(data, _ANY)
+    value = decode(check_containers(data), _ANY)
     check_depth(value, field="body")
     return value
 

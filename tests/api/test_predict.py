@@ -187,7 +187,7 @@ def test_other_content_types_are_415(service: Service, user: Account, content_ty
 
 
 def test_a_body_over_the_cap_is_413(service: Service, user: Account) -> None:
-    assert_refused(service, user, b'{"prompt":"' + b"a" * 1_100_000 + b'"}', 413)
+    assert_refused(service, user, b'{"prompt":"' + b"a" * 4_200_000 + b'"}', 413)
 
 
 def test_what_was_sent_never_comes_back(service: Service, user: Account) -> None:

@@ -124,10 +124,28 @@ def test_bad_bodies(client: httpx.Client, path: str, name: str, body: bytes) -> 
     refused(client, path, body)
 
 
+MANY = json.dumps([[]] * 100_001)
+BODIES_OF_MANY_LISTS = [
+    (CHAT, f'{{"model":"default",{ASKED[CHAT]},"prediction":{MANY}}}'),
+    (
+        CHAT,
+        f'{{"model":"default",{ASKED[CHAT]},"tools":[{{"type":"function","function":{{"name":"a","parameters":{{"a":{MANY}}}}}}}]}}',
+    ),
+    ("/v1/responses", f'{{"input":"a","conversation":{MANY}}}'),
+    ("/v1/responses/input_tokens", f'{{"input":"a","conversation":{MANY}}}'),
+    (EMBEDDINGS, f'{{"model":"default","input":{MANY}}}'),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), BODIES_OF_MANY_LISTS)
+def test_a_body_of_very_many_lists_is_refused_before_it_is_read(client: httpx.Client, path: str, body: str) -> None:
+    assert refused(client, path, body)["param"] == "body"
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, EMBEDDINGS])
 def test_what_is_around_the_body(client: httpx.Client, path: str) -> None:
     assert client.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 400
-    error = refused(client, path, b'{"a":"' + b"a" * 1_100_000 + b'"}', 413)
+    error = refused(client, path, b'{"a":"' + b"a" * 4_200_000 + b'"}', 413)
     assert error["type"] == "invalid_request_error"
     unknown = refused(client, path, with_field(path, "frobnicate", "1"))
     assert (unknown["message"], unknown["param"]) == ("Unrecognized request argument supplied: frobnicate", "frobnicate")

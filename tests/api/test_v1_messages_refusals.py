@@ -215,7 +215,7 @@ def test_unknown_models_and_wrong_media_types(client: httpx.Client) -> None:
     assert refused(client, body(model="claude-nowhere"))[0] == 404
     answer = client.post(PATH, content=json.dumps(body()), headers={"Content-Type": "text/plain"})
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
-    assert refused(client, body("a" * 2_000_000))[0] == 413
+    assert refused(client, body("a" * 4_200_000))[0] == 413
     missing = client.get(PATH)
     assert (missing.status_code, missing.json()["type"], missing.headers["allow"]) == (405, "error", "POST")
     assert client.post(f"{PATH}/batches", json={}).json()["error"]["type"] == "not_found_error"
