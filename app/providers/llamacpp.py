@@ -8,24 +8,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from app.core.errors import AprendizError, InvalidRequest, ModelLoadFailed, UnknownModel, UpstreamError
+from app.core.errors import AprendizError, ModelLoadFailed, UnknownModel, UpstreamError
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
 from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
 from app.providers.engine import Engine, Timings
+from app.providers.llamacpp_calls import CallReader
+from app.providers.llamacpp_grammar import Trials
+from app.providers.llamacpp_messages import prompt_of
+from app.providers.llamacpp_request import Asked, Forms, chat, raw_body
 from app.providers.versions import text_hash, version_info
-from app.providers.wire import CHAT, chat_body
 
 _WORKER = "app.providers.workers.llamacpp_worker"
 _MAGIC = b"GGUF"
-_CONTROL = re.compile(
-    r"<(?=\|[^|<>\s]{1,64}\|>|/?s>|/?(?:bos|eos|pad|unk|mask|start_of_turn|end_of_turn|tool_call|tool_response)>)|\[(?=/?INST\])"
-)
-_MAX_SEED = 0xFFFF_FFFE
-"""llama.cpp takes 32 bits, and all ones mean "choose one"."""
+_THINKS = re.compile(r"think|reasoning")
+"""Templates of models that think before they answer say so."""
 
 
 class LlamaCppProvider(BaseLLMProvider):
@@ -66,8 +65,8 @@ class LlamaCppProvider(BaseLLMProvider):
         hashing = asyncio.create_task(asyncio.to_thread(self.context.hashes.sha256, path))
         try:
             await engine.start()
-            version, tools = await _describe(spec, engine, await hashing)
-            return LlamaCppModel(version, engine, self.context, tools=tools)
+            version, forms = await _describe(spec, engine, await hashing)
+            return LlamaCppModel(version, engine, self.context, forms=forms)
         except OSError as error:
             await engine.aclose()
             raise ModelLoadFailed(f"The model file cannot be read ({error.strerror}).") from error
@@ -98,11 +97,11 @@ class LlamaCppProvider(BaseLLMProvider):
         return path.absolute()
 
 
-async def _describe(spec: ModelSpec, engine: Engine, base_hash: str) -> tuple[VersionInfo, bool]:
-    """What really answers, as the engine tells it, and whether its template knows tools."""
+async def _describe(spec: ModelSpec, engine: Engine, base_hash: str) -> tuple[VersionInfo, Forms]:
+    """What really answers, as the engine tells it, and how its answers can be held to a form."""
     try:
         props = await engine.client().json("GET", "/props")
-        tools = bool(props["chat_template_caps"]["supports_tools"])
+        native_tools = bool(props["chat_template_caps"]["supports_tools"])
         template = str(props["chat_template"])
         context = int(props["default_generation_settings"]["n_ctx"])
     except (KeyError, TypeError, ValueError, AprendizError) as error:
@@ -115,18 +114,19 @@ async def _describe(spec: ModelSpec, engine: Engine, base_hash: str) -> tuple[Ve
         context_tokens=context,
         details={"engine": f"xllamacpp {engine.facts.get('build', '')}".strip()},
     )
-    return version, tools
+    grammars = engine.facts.get("llguidance") is True
+    return version, Forms(native_tools=native_tools, grammars=grammars, thinks=_THINKS.search(template) is not None)
 
 
 class LlamaCppModel(LoadedModel):
     """A GGUF in a running engine."""
 
-    def __init__(self, version: VersionInfo, engine: Engine, context: ProviderContext, *, tools: bool) -> None:
+    def __init__(self, version: VersionInfo, engine: Engine, context: ProviderContext, *, forms: Forms) -> None:
         self.version = version
         self.capabilities = Capabilities(
             slots=context.model.slots,
             context_tokens=version.context_tokens,
-            tools=tools,
+            tools=forms.native_tools or forms.grammars,
             json_schema=True,
             logprobs=True,
             raw_prompt=True,
@@ -134,6 +134,8 @@ class LlamaCppModel(LoadedModel):
         )
         self._engine = engine
         self._model = context.model
+        self._forms = forms
+        self._trials = Trials()
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """See `LoadedModel.stream`."""
@@ -145,19 +147,28 @@ class LlamaCppModel(LoadedModel):
     async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
         """See `LoadedModel.batches`. Always a stream, even where the answer is wanted whole: so leaving ends the work."""
         client = self._engine.client()
-        path, body = ("/v1/completions", self._raw_body(request)) if request.raw else (CHAT, self._body(request))
-        async with contextlib.aclosing(client.batches_chat(body, path=path)) as batches:
+        if request.raw:
+            asked = Asked("/v1/completions", raw_body(request, self._model))
+        else:
+            asked = chat(request, self._model, self._forms)
+        if asked.grammar is not None:
+            await self._trials.check(asked.grammar, client)
+        calls = CallReader() if asked.reads_calls else None
+        async with contextlib.aclosing(client.batches_chat(asked.body, path=asked.path)) as batches:
             async for batch in batches:
-                yield batch
+                events = batch if calls is None else calls.read(batch)
+                if events:
+                    yield events
 
     async def count_tokens(self, request: GenerationRequest) -> int:
         """See `LoadedModel.count_tokens`."""
         client = self._engine.client()
         try:
             if request.raw:
-                found = await client.json("POST", "/tokenize", {"content": _prompt(request), "add_special": True})
+                found = await client.json("POST", "/tokenize", {"content": prompt_of(request), "add_special": True})
                 return len(found["tokens"])
-            counted = await client.json("POST", "/v1/chat/completions/input_tokens", self._body(request))
+            asked = chat(request, self._model, self._forms)
+            counted = await client.json("POST", "/v1/chat/completions/input_tokens", asked.body)
             return int(counted["input_tokens"])
         except (KeyError, TypeError, ValueError) as error:
             raise UpstreamError("The engine does not say how many tokens the prompt has.") from error
@@ -169,78 +180,3 @@ class LlamaCppModel(LoadedModel):
     async def aclose(self) -> None:
         """See `LoadedModel.aclose`."""
         await self._engine.aclose()
-
-    def _body(self, request: GenerationRequest) -> dict[str, Any]:
-        _check_text_only(request)
-        body = chat_body(request, max_tokens=self._model.max_tokens, temperature=self._model.temperature)
-        body["messages"] = [{**message, "content": _inert(message["content"])} for message in body["messages"]]
-        self._fit_tools(body)
-        return _fitted(body)
-
-    def _raw_body(self, request: GenerationRequest) -> dict[str, Any]:
-        """For a prompt that is not templated. What it spells is the caller's own affair: there are no roles to speak as."""
-        body = chat_body(request, max_tokens=self._model.max_tokens, temperature=self._model.temperature)
-        del body["messages"]
-        body = _fitted(body)
-        if body.pop("logprobs", False):
-            body["logprobs"] = body.pop("top_logprobs")  # one number there
-        return {**body, "prompt": _prompt(request)}
-
-    def _fit_tools(self, body: dict[str, Any]) -> None:
-        choice = body.pop("tool_choice", None)
-        if choice == "none":
-            body.pop("tools", None)
-        if "tools" not in body:
-            return
-        if not self.capabilities.tools:
-            raise InvalidRequest(
-                "This model's chat template knows no tools; take another model, or leave tools out.", field="tools"
-            )
-        if isinstance(choice, Mapping):  # llama.cpp takes words only: one function, and required, is the same
-            name = choice.get("function", {}).get("name")
-            body["tools"] = [tool for tool in body["tools"] if tool.get("function", {}).get("name") == name]
-            if not body["tools"]:
-                raise InvalidRequest("tool_choice names a function that is not among the tools.", field="tool_choice")
-            choice = "required"
-        if choice is not None:
-            body["tool_choice"] = choice
-
-
-def _fitted(body: dict[str, Any]) -> dict[str, Any]:
-    """``body`` with what this engine needs told, whatever the shape."""
-    seed = body.get("seed")
-    if seed is not None:
-        body["seed"] = seed % _MAX_SEED
-    if body.get("top_logprobs") == 0:
-        body["top_logprobs"] = 1  # llama.cpp tells no probability at all where no alternative is asked for
-    body["return_progress"] = True  # otherwise the engine notices only at the first token that the client has gone
-    body["cache_prompt"] = True
-    body["lora"] = []  # said each time: a request without the field would reuse another's adapted cache
-    return body
-
-
-def _prompt(request: GenerationRequest) -> str:
-    content = request.messages[0].content if len(request.messages) == 1 else None
-    if not isinstance(content, str):
-        raise InvalidRequest("A prompt to go on from is one text.", field="prompt")
-    return content
-
-
-def _inert(content: Any) -> Any:
-    """Content whose words cannot be read as control tokens (``<|im_end|>``, ``</s>``, ``[INST]``).
-
-    llama.cpp tokenizes the rendered template as a whole, so a text, a document or a memory that spells such a token could end
-    its own turn and speak as another role. A zero-width space after the bracket keeps it readable and makes it plain text.
-    """
-    if isinstance(content, str):
-        return _CONTROL.sub(lambda match: match.group() + "\u200b", content)
-    if isinstance(content, list):
-        return [{**part, "text": _inert(part["text"])} if "text" in part else part for part in content]
-    return content
-
-
-def _check_text_only(request: GenerationRequest) -> None:
-    """Images and files are refused here: the engine would fetch what their addresses name."""
-    for message in request.messages:
-        if isinstance(message.content, list) and any(part.get("type") != "text" for part in message.content):
-            raise InvalidRequest("This model takes text only; leave images, audio and files out.", field="messages")

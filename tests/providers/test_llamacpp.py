@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
 FAST = Timings(health_interval_s=0.2, health_timeout_s=2, wedged_after_s=4, backoff_first_s=0.1)
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+UNLIKE_A_SCHEMA = {"type": "nonsense"}
 
 
 @asynccontextmanager
@@ -88,7 +89,7 @@ async def version_and_capabilities(model: LoadedModel, model_file: Path) -> None
         assert model.version.base_hash == hashlib.file_digest(file, "sha256").hexdigest()
     assert model.version.template_hash is not None
     assert model.version.context_tokens == model.capabilities.context_tokens == 512
-    assert (model.capabilities.slots, model.capabilities.tools) == (4, False)
+    assert (model.capabilities.slots, model.capabilities.tools) == (4, True)
     status = model.status()
     assert (status.device, status.restarts, status.error) == ("cpu", 0, None)
 
@@ -124,12 +125,11 @@ async def json_schema_holds(model: LoadedModel) -> None:
 
 async def what_it_cannot_take_is_refused(model: LoadedModel) -> None:
     picture: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]
-    nonsense = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+    nonsense = {"type": "json_schema", "json_schema": {"name": "x", "schema": UNLIKE_A_SCHEMA}}
     requests = {
         "text only": GenerationRequest((Message("user", picture),)),
-        "knows no tools": ask(tools=(TOOL,)),
         "at most 512": ask("word " * 600),
-        "check messages": ask(response_format=nonsense),
+        "cannot enforce": ask(response_format=nonsense),
     }
     for words, request in requests.items():
         with pytest.raises(InvalidRequest, match=words):

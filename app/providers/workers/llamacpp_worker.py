@@ -43,7 +43,12 @@ def main() -> None:
         child.fail(
             "llama.cpp cannot load this model: the file is damaged, of an unknown kind, or too large for the memory there is."
         )
-    child.listening(port=_port(server.listening_address), device=device, build=str(xllamacpp.__version__))
+    child.listening(
+        port=_port(server.listening_address),
+        device=device,
+        build=str(xllamacpp.__version__),
+        llguidance=str(xllamacpp.json_schema_to_grammar({"type": "object"})).startswith("%llguidance"),
+    )
     threading.Event().wait()
 
 
