@@ -61,6 +61,22 @@ install_browser() {
     say "**** NO CHROMIUM: the browser tests are SKIPPED. Install chromium to run them. ****"
 }
 
+# The vendors' npm packages, for tests/sdk. The folder gets its name once it is whole: the tests go by the lock in it.
+install_npm_packages() {
+    local lock=tests/sdk/node/package-lock.json made="$CACHE/sdk-node"
+    if cmp -s "$lock" "$made/package-lock.json"; then return; fi
+    if command -v npm >/dev/null; then
+        rm -rf "$made" "$made.new"
+        mkdir -p "$made.new"
+        cp tests/sdk/node/package.json "$lock" "$made.new"
+        if (cd "$made.new" && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier) >"$CACHE/npm.log" 2>&1; then
+            mv "$made.new" "$made"
+            return
+        fi
+    fi
+    say "**** NO NPM PACKAGES: tests of the vendors' npm packages are SKIPPED. Install Node.js with npm to run them. ****"
+}
+
 if $setup; then
     mkdir -p "$CACHE"
     lock_setup
@@ -68,6 +84,7 @@ if $setup; then
     if $torch; then install_torch; fi
     unlock_setup
     install_browser
+    install_npm_packages
     APRENDIZ_DATA_DIR="$CACHE" "$VENV/bin/aprendiz" models pull "$MODEL" >/dev/null ||
         say "**** NO MODEL: tests with the real model are SKIPPED. ****"
 fi

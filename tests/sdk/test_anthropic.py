@@ -234,6 +234,9 @@ def test_thinking(client: Anthropic) -> None:
 def test_answers_parsed_into_pydantic_models(client: Anthropic) -> None:
     answer = client.messages.parse(model="default", max_tokens=99, messages=said("Rome"), output_format=Place)
     assert answer.parsed_output == Place(city="Rome", people=0, tags=[])
+    turns: list[MessageParam] = [*said("Rome"), {"role": "assistant", "content": answer.content}, *said("and then")]
+    last = client.messages.create(model="default", max_tokens=99, messages=turns)
+    assert [block.text for block in last.content if block.type == "text"] == ["and then"]
     with client.messages.stream(model="default", max_tokens=99, messages=said("Lima"), output_format=Place) as stream:
         assert stream.get_final_message().parsed_output == Place(city="Lima", people=0, tags=[])
 

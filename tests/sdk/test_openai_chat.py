@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -201,6 +202,7 @@ def test_streamed_tool_calls_come_in_pieces_and_are_parsed(client: OpenAI) -> No
     assert len({call.id for call in calls}) == 2
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the package's, where a parsed message goes back
 def test_answers_and_calls_parsed_into_pydantic_models(client: OpenAI) -> None:
     answer = client.chat.completions.parse(model="default", messages=said("Rome"), response_format=Place)
     assert answer.choices[0].message.parsed == Place(city="Rome", people=0, tags=[])
@@ -212,6 +214,11 @@ def test_answers_and_calls_parsed_into_pydantic_models(client: OpenAI) -> None:
     )
     (call,) = called.choices[0].message.tool_calls or []
     assert call.function.parsed_arguments == Weather(city="Lima")
+    turns: Any = [*said("Lima"), called.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    last = client.chat.completions.parse(model="default", messages=turns, tools=[openai.pydantic_function_tool(Weather)])
+    assert last.choices[0].message.content == "sunny"
+    turns = [*said("Rome"), answer.choices[0].message, *said("and then")]
+    assert client.chat.completions.create(model="default", messages=turns).choices[0].message.content == "and then"
     anything = client.chat.completions.create(model="default", messages=said("x"), response_format={"type": "json_object"})
     assert json.loads(anything.choices[0].message.content or "") == {"echo": "x"}
     with pytest.raises(openai.LengthFinishReasonError):

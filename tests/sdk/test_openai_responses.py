@@ -109,6 +109,11 @@ def test_parsed(client: OpenAI) -> None:
     )
     (call,) = [item for item in called.output if item.type == "function_call"]
     assert call.parsed_arguments == Weather(city="Lima")
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    turns: Any = [{"role": "user", "content": "Lima"}, *called.output, result]
+    assert client.responses.create(model="default", input=turns).output_text == "sunny"
+    turns = [{"role": "user", "content": "Rome"}, *answer.output, {"role": "user", "content": "and then"}]
+    assert client.responses.create(model="default", input=turns).output_text == "and then"
 
 
 def test_a_loop_with_tools_by_items_and_by_id(client: OpenAI) -> None:

@@ -81,10 +81,11 @@ class UserMessage(MessageBody, frozen=True, tag="user"):
 
 
 class CalledFunction(Struct, frozen=True, forbid_unknown_fields=True):
-    """Name and arguments of a call that the model made."""
+    """Name and arguments of a call that the model made. ``parsed_arguments``: the vendor's SDKs add them for themselves."""
 
     name: ToolName
     arguments: Text
+    parsed_arguments: Any = None
 
 
 class ToolCallBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,13 +98,14 @@ class ToolCallBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AssistantMessage(MessageBody, frozen=True, tag="assistant"):
-    """What the model said; a message of an answer may be sent back as it came."""
+    """What the model said; a message of an answer may be sent back as it came, and with the ``parsed`` of the vendor's SDKs."""
 
     content: Text | Annotated[list[TextPart | RefusalPart], Meta(min_length=1, max_length=MAX_PARTS)] | None = None
     tool_calls: Annotated[list[ToolCallBody], Meta(max_length=MAX_TOOLS)] | None = None
     refusal: Text | None = None
     reasoning_content: Text | None = None
     annotations: Any = None
+    parsed: Any = None
     audio: Any = None
     function_call: Any = None
 

@@ -31,10 +31,10 @@ Input = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT)]
 
 
 class EmbeddingsBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``POST /v1/embeddings`` takes. Texts, not tokens: each model has its own."""
+    """What ``POST /v1/embeddings`` takes. Texts; tokens are refused, for each model has its own."""
 
     model: ModelName
-    input: Input | Annotated[list[Input], Meta(min_length=1, max_length=_MAX_INPUTS)]
+    input: Input | Annotated[list[Input | int | list[int]], Meta(min_length=1, max_length=_MAX_INPUTS)]
     dimensions: Annotated[int, Meta(ge=1, le=_MAX_DIMENSIONS)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     user: Label | None = None
@@ -108,10 +108,19 @@ def _request(wanted: EmbeddingsBody, request_id: str) -> EmbeddingRequest:
     if isinstance(wanted.input, str):
         inputs = [check_storable(wanted.input, field="input")]
     else:
-        inputs = [check_storable(text, field=f"input[{index}]") for index, text in enumerate(wanted.input)]
+        inputs = [_text(text, f"input[{index}]") for index, text in enumerate(wanted.input)]
     if sum(map(len, inputs)) > MAX_TEXT:
         raise InvalidRequest(f"input holds more than {MAX_TEXT} characters together.", field="input")
     return EmbeddingRequest(tuple(inputs), model_name(wanted.model), wanted.dimensions, request_id)
+
+
+def _text(given: str | int | list[int], field: str) -> str:
+    if not isinstance(given, str):
+        raise InvalidRequest(
+            f"{field} is tokens. Each model has its own, so send the text (LangChain: check_embedding_ctx_length=False).",
+            field=field,
+        )
+    return check_storable(given, field=field)
 
 
 def _base64(vector: Sequence[float]) -> str:
