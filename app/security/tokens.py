@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import json
@@ -44,6 +45,8 @@ FEEDBACK_TOKEN_DAYS = 30
 _HEADER = {"alg": "HS256", "typ": "JWT"}
 _CLAIMS = ["exp", "iat", "nbf", "sub", "aud", "iss", "jti", "typ", "sid"]
 _TIMES = ("exp", "iat", "nbf")
+_INNER = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER = bytes(byte ^ 0x5C for byte in range(256))
 _LEEWAY_S = 5
 _LONGEST_S = 366 * 86_400
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{43}")
@@ -176,8 +179,8 @@ def sign_feedback_token(prediction_id: str, settings: Security, *, now: float | 
     """
     expires = int(time.time() if now is None else now) + FEEDBACK_TOKEN_DAYS * 86_400
     content = bytes.fromhex(prediction_id.replace("-", "")) + struct.pack(">I", expires)
-    key = _derive(next(_secrets(settings)), b"feedback token")
-    return binascii.b2a_base64(content + hmac.digest(key, content, "sha256")[:16], newline=False).translate(_URL_SAFE).decode()
+    tag = _feedback_mac(next(_secrets(settings)), content)
+    return binascii.b2a_base64(content + tag, newline=False).translate(_URL_SAFE).decode()
 
 
 def read_feedback_token(token: str, settings: Security, *, now: float | None = None) -> str:
@@ -186,16 +189,28 @@ def read_feedback_token(token: str, settings: Security, *, now: float | None = N
         raise Unauthenticated(_BAD_FEEDBACK, field="feedback_token")
     raw = base64.urlsafe_b64decode(token)
     content, tag = raw[:20], raw[20:]
-    good = any(
-        hmac.compare_digest(hmac.digest(_derive(secret, b"feedback token"), content, "sha256")[:16], tag)
-        for secret in _secrets(settings)
-    )
+    good = any(hmac.compare_digest(_feedback_mac(secret, content), tag) for secret in _secrets(settings))
     if not good or struct.unpack(">I", content[16:])[0] <= (time.time() if now is None else now):
         raise Unauthenticated(_BAD_FEEDBACK, field="feedback_token")
     return str(uuid.UUID(bytes=content[:16]))
 
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
+def _feedback_mac(secret: bytes, content: bytes) -> bytes:
+    """16 bytes of HMAC-SHA256. Each answer carries one: the key's part is done once, and nothing lets go of the interpreter."""
+    inner, outer = (pad.copy() for pad in _feedback_pads(secret))
+    inner.update(content)
+    outer.update(inner.digest())
+    return outer.digest()[:16]
+
+
+@functools.lru_cache(maxsize=4)
+def _feedback_pads(secret: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
+    """SHA-256 after the inner and after the outer pad of RFC 2104, for the key of feedback tokens."""
+    key = _derive(secret, b"feedback token").ljust(hashlib.sha256().block_size, b"\0")
+    return hashlib.sha256(key.translate(_INNER)), hashlib.sha256(key.translate(_OUTER))
 
 
 def _secrets(settings: Security) -> Iterator[bytes]:
