@@ -183,7 +183,7 @@ async def sqlite(settings: Settings) -> AsyncIterator[Database]:
     await database.aclose()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def model_file() -> Path:
     """The bundled model: ``APRENDIZ_TEST_MODEL``, or what lies in a models directory. Skips without."""
     named = os.environ.get("APRENDIZ_TEST_MODEL")

@@ -83,7 +83,8 @@ def loopback_environment(**more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    routes = {name: {"targets": [{"model": f"echo/{name}"}], "retries": 0} for name in _ROUTES}
+    routes: dict[str, Any] = {name: {"targets": [{"model": f"echo/{name}"}], "retries": 0} for name in _ROUTES}
+    routes |= {name: {"targets": [{"model": "default"}]} for name in ("gpt-4o-mini", "text-embedding-3-small")}
     more = {"APRENDIZ_MODEL__MAX_LOADED": "8", **environment(routing__models=routes)}
     with ServiceProcess(tmp_path_factory.mktemp("sdk"), environ=more) as process:
         admin = process.admin()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,17 @@ CLAUDE, GPT = f"far-claude/{MODEL}", "far-openai/gpt-4o"
 PARAMETERS: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
 CLAUDES_TOOL: Any = {"name": "weather", "input_schema": PARAMETERS}
+OF_CLAUDE = {
+    529: openai.InternalServerError,
+    401: openai.InternalServerError,  # our key at the upstream is none of the caller's business
+    404: openai.NotFoundError,
+    400: openai.BadRequestError,
+}
+OF_OPENAI = {
+    "rate_limit": anthropic.OverloadedError,  # it is our limit there, not the caller's here
+    "invalid_key": anthropic.InternalServerError,
+    "context_length": anthropic.BadRequestError,
+}
 HELLO: Any = [{"role": "user", "content": "hello there"}]
 
 
@@ -47,6 +58,13 @@ class Far:
     anthropic: AsyncAnthropic
 
 
+def failing() -> Iterator[tuple[str, Any]]:
+    """A route for each failure: what fails is left alone for a while."""
+    for upstream, cases in (("claude", OF_CLAUDE), ("openai", OF_OPENAI)):
+        for name in (f"{case}-{stream}" for case in cases for stream in (0, 1)):
+            yield f"{upstream}-{name}", {"targets": [{"model": f"far-{upstream}/{name}"}], "retries": 0}
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def far(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
     async with AnthropicServer() as claude, OpenAIServer(key=OPENAI_KEY) as gpt:
@@ -55,9 +73,8 @@ async def far(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
             "far-openai": {"base_url": gpt.url, "models": ["*"], "api_key_env": "FAR_OPENAI"},
         }
         keys = {"FAR_CLAUDE": KEY, "FAR_OPENAI": OPENAI_KEY}
-        process = ServiceProcess(
-            tmp_path_factory.mktemp("gateway"), environ=environment(providers__upstreams=entries, cache__ttl_s=0) | keys
-        )
+        environ = environment(providers__upstreams=entries, routing__models=dict(failing()), cache__ttl_s=0) | keys
+        process = ServiceProcess(tmp_path_factory.mktemp("gateway"), environ=environ)
         try:
             await asyncio.to_thread(process.start)
             key = await asyncio.to_thread(lambda: make_key(process.url, process.admin(), "predict"))
@@ -144,41 +161,24 @@ async def test_a_turn_with_tools_of_anthropics_package_at_openai(far: Far) -> No
         assert [turn["role"] for turn in far.gpt.received[-1].body["messages"]][-3:] == ["user", "assistant", "tool"]
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [
-        (529, openai.InternalServerError),
-        (401, openai.InternalServerError),  # our key at the upstream is none of the caller's business
-        (404, openai.NotFoundError),
-        (400, openai.BadRequestError),
-    ],
-)
-async def test_claudes_failures_at_openais_package(far: Far, status: int, kind: type[openai.APIStatusError]) -> None:
-    for stream in (False, True):
-        far.claude.push(*[anthropic_failure(status, "words of a third party")] * 3)
-        model = f"far-claude/{status}-{stream}"  # a target of its own: what fails is left alone for a while
+@pytest.mark.parametrize("stream", [False, True])
+async def test_claudes_failures_at_openais_package(far: Far, stream: bool) -> None:
+    for status, kind in OF_CLAUDE.items():
+        far.claude.push(anthropic_failure(status, "words of a third party"))
         with pytest.raises(kind) as raised:
-            await far.openai.chat.completions.create(model=model, messages=HELLO, stream=stream)
+            await far.openai.chat.completions.create(model=f"claude-{status}-{int(stream)}", messages=HELLO, stream=stream)
+        assert type(raised.value) is kind
         assert "third party" not in str(raised.value)
-        far.claude.forget()
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("rate_limit", anthropic.OverloadedError),
-        ("invalid_key", anthropic.InternalServerError),
-        ("context_length", anthropic.BadRequestError),
-    ],
-)
-async def test_openais_failures_at_anthropics_package(far: Far, name: str, kind: type[anthropic.APIStatusError]) -> None:
-    for stream in (False, True):
-        far.gpt.push(*[failure(name)] * 3)
-        model = f"far-openai/{name}-{stream}"
+@pytest.mark.parametrize("stream", [False, True])
+async def test_openais_failures_at_anthropics_package(far: Far, stream: bool) -> None:
+    for name, kind in OF_OPENAI.items():
+        far.gpt.push(failure(name))
+        model = f"openai-{name}-{int(stream)}"
         with pytest.raises(kind) as raised:
             await far.anthropic.messages.create(model=model, max_tokens=99, messages=HELLO, stream=stream)
         assert type(raised.value) is kind
-        far.gpt.forget()
 
 
 async def test_a_cut_stream_is_an_error_in_both_packages(far: Far) -> None:

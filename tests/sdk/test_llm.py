@@ -91,6 +91,13 @@ def test_an_endpoint_without_configuration(llm: Llm, site: Site) -> None:
     assert llm("openai", "endpoint", site.v1, "hello", "-m", "default", "--key", site.key) == "hello\n"
 
 
+def test_the_vendors_own_names(llm: Llm, site: Site) -> None:
+    """Routes called as the vendor's models are, and the address in the environment: nothing else changes."""
+    llm.environ |= {"OPENAI_BASE_URL": site.v1, "OPENAI_API_KEY": site.key}
+    assert llm("-m", "4o-mini", "one two") == "one two\n"
+    assert len(json.loads(llm("embed", "-m", "3-small", "-c", "a red car"))) > 8
+
+
 def test_errors_are_told(llm: Llm, site: Site) -> None:
     assert "There is no model" in llm("openai", "endpoint", site.v1, "x", "-m", "gpt-9", "--key", site.key, fails=True)
     assert "401" in llm("openai", "endpoint", site.v1, "x", "-m", "default", "--key", "sk-wrong", fails=True)

@@ -68,7 +68,7 @@ def test_a_whole_response_and_its_rating(site: Site, client: OpenAI) -> None:
     rated = httpx.post(
         f"{site.url}/feedback",
         headers={"Authorization": f"Bearer {site.key}"},
-        json={"prediction_id": answer.id.removeprefix("resp_"), "rating": "up"},
+        json={"prediction_id": answer.id, "rating": "up"},
         timeout=10,
     )
     assert rated.status_code == 201, (answer.id, rated.text)

@@ -101,10 +101,6 @@ class ReplayServer:
         """Answers for the next requests, in their order: `Reply`, `Raw`, or what `render` makes one of."""
         self._script.extend(scripted)
 
-    def forget(self) -> None:
-        """Drops what is scripted and was not asked for."""
-        self._script.clear()
-
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, limit=1 << 20)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
