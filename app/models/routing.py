@@ -126,6 +126,11 @@ class Names:
                 if self._target(target) is None:
                     logger.warning("a route has an unknown target", extra={"data": {"route": name, "target": target}})
 
+    def written(self) -> list[str]:
+        """The models that the operator named, in routes and upstreams, as ``provider/name``; patterns excepted."""
+        targets = (self._target(target) for route in self._routes.values() for target in _targets(route))
+        return list(dict.fromkeys([*(spec.public_name for spec in targets if spec is not None), *self._listed]))
+
     def all(self) -> list[ModelName]:
         """Routes, aliases, the models that aliases mean, and what upstreams expose by full name."""
         found: dict[str, ModelName] = {}

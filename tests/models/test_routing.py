@@ -144,6 +144,15 @@ def plan(strategy: Any, *weights: int) -> Plan:
     return Plan("r", tuple(Candidate(far(f"m{number}"), weight) for number, weight in enumerate(weights)), strategy=strategy)
 
 
+async def test_what_the_operator_named_has_a_label_however_many_names_callers_make_up(make_house: MakeHouse) -> None:
+    upstreams = {"far": {"models": ["*", "listed"]}}
+    house = await make_house(others=[RemoteProvider()], routes={"r": route("far/a", "far/b")}, upstreams=upstreams)
+    for number in range(60):
+        await told(house, f"far/made-up-{number}")
+    labels = [house.metrics.model_label(f"far/{name}") for name in ("a", "b", "listed", "made-up-59")]
+    assert labels == ["far/a", "far/b", "far/listed", "other"]
+
+
 def test_order_is_the_order() -> None:
     rng = random.Random(0)
     assert plan("order", 1, 900, 1).order(rng, lambda spec: 0) == [far("m0"), far("m1"), far("m2")]
