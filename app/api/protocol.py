@@ -60,6 +60,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._framing_bytes = 0
         self._body_bytes = 0
+        self._heads = 0
         self._header_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._lingering = False
@@ -100,8 +101,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._feed_body(data)
 
     def _feed_body(self, data: bytes) -> None:
-        before = self._body_bytes
+        before, heads = self._body_bytes, self._heads
         super().data_received(data)
+        if self._heads != heads:
+            return  # the next request has begun in it, and counts anew
         self._framing_bytes += len(data) - (self._body_bytes - before)
         if self._framing_bytes > _FRAMING_ALLOWANCE + _FRAMING_PER_BODY_BYTE * self._body_bytes:
             self._refuse(MalformedRequest("The body's framing takes more than the body."))
@@ -114,6 +117,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._disarm()
         self._awaiting_headers = False
         self._framing_bytes = self._body_bytes = 0
+        self._heads += 1
         if not _names_its_host(self.url, self.headers):
             raise httptools.HttpParserError("the target and the header Host differ")  # the parser's own class
         before = self.cycle

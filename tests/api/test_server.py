@@ -100,6 +100,17 @@ def test_pipelined_requests_are_answered_in_order(quick: Service) -> None:
     assert places == sorted(places)
 
 
+def test_a_request_right_behind_a_large_body_harms_neither(quick: Service) -> None:
+    # As a client sends that was refused before its body was read, and asks again on the same connection.
+    head = b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+    last = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with dial(quick, head % 200_000 + b"a" * 200_000 + last) as connection:
+        answers = read_all(connection)
+    assert b"framing" not in answers
+    assert answers.count(b"HTTP/1.1 ") == 2
+    assert b"HTTP/1.1 200 OK" in answers
+
+
 def test_headers_over_32_kib_are_431_before_they_end(quick: Service) -> None:
     connection = dial(quick, b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n")
     with contextlib.suppress(OSError):
