@@ -98,9 +98,16 @@ class _Usage(msgspec.Struct, gc=False):
     completion_tokens_details: _CompletionDetails | None = None
 
 
+class _Verbose(msgspec.Struct, gc=False):
+    stopping_word: str | None = None
+
+
 class _Chunk(msgspec.Struct, gc=False):
+    """``verbose``: where llama.cpp's server, asked for it, names the stop word."""
+
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
+    verbose: _Verbose | None = msgspec.field(name="__verbose", default=None)
     error: msgspec.Raw = _NOTHING
 
 
@@ -170,6 +177,8 @@ class ChunkReader:
             raise body_error(payload)
         if chunk.usage is not None:
             self._usage = chunk.usage
+        if chunk.verbose is not None and chunk.verbose.stopping_word in self._stops:
+            self._stop_word = chunk.verbose.stopping_word
         for choice in chunk.choices or ():
             if choice.index == 0:
                 self._choice(choice, events)

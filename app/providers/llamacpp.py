@@ -15,10 +15,9 @@ from app.core.errors import AprendizError, ModelLoadFailed, UnknownModel, Upstre
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
 from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
 from app.providers.engine import Engine, Timings
-from app.providers.llamacpp_calls import CallReader
 from app.providers.llamacpp_grammar import Trials
 from app.providers.llamacpp_messages import prompt_of
-from app.providers.llamacpp_request import Asked, Forms, chat, raw_body
+from app.providers.llamacpp_request import Forms, chat, raw
 from app.providers.versions import text_hash, version_info
 
 _WORKER = "app.providers.workers.llamacpp_worker"
@@ -104,7 +103,8 @@ async def _describe(spec: ModelSpec, engine: Engine, base_hash: str) -> tuple[Ve
         native_tools = bool(props["chat_template_caps"]["supports_tools"])
         template = str(props["chat_template"])
         context = int(props["default_generation_settings"]["n_ctx"])
-    except (KeyError, TypeError, ValueError, AprendizError) as error:
+        vocabulary = int((await engine.client().json("GET", "/v1/models"))["data"][0]["meta"]["n_vocab"])
+    except (LookupError, TypeError, ValueError, AprendizError) as error:
         raise ModelLoadFailed("The engine loaded the model and does not say what it is.") from error
     version = version_info(
         "llamacpp",
@@ -114,8 +114,13 @@ async def _describe(spec: ModelSpec, engine: Engine, base_hash: str) -> tuple[Ve
         context_tokens=context,
         details={"engine": f"xllamacpp {engine.facts.get('build', '')}".strip()},
     )
-    grammars = engine.facts.get("llguidance") is True
-    return version, Forms(native_tools=native_tools, grammars=grammars, thinks=_THINKS.search(template) is not None)
+    forms = Forms(
+        native_tools=native_tools,
+        grammars=engine.facts.get("llguidance") is True,
+        thinks=_THINKS.search(template) is not None,
+        vocabulary=vocabulary,
+    )
+    return version, forms
 
 
 class LlamaCppModel(LoadedModel):
@@ -147,16 +152,13 @@ class LlamaCppModel(LoadedModel):
     async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
         """See `LoadedModel.batches`. Always a stream, even where the answer is wanted whole: so leaving ends the work."""
         client = self._engine.client()
-        if request.raw:
-            asked = Asked("/v1/completions", raw_body(request, self._model))
-        else:
-            asked = chat(request, self._model, self._forms)
+        asked = (raw if request.raw else chat)(request, self._model, self._forms)
         if asked.grammar is not None:
             await self._trials.check(asked.grammar, client)
-        calls = CallReader() if asked.reads_calls else None
+        reader = asked.reader()
         async with contextlib.aclosing(client.batches_chat(asked.body, path=asked.path)) as batches:
             async for batch in batches:
-                events = batch if calls is None else calls.read(batch)
+                events = batch if reader is None else reader.read(batch)
                 if events:
                     yield events
 

@@ -1,7 +1,7 @@
 """Reads the calls that a model writes into its text (see `llamacpp_tools`) as they stream in. No I/O.
 
 What stands outside of calls goes on as text at once, but for an end that may still become the mark of a call. It relies on the
-grammar that the engine enforced; text that breaks the form is an error, never passed on as an answer.
+grammar that the engine enforced; text that breaks the form is an error, never passed on as an answer. It validates no schema.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
+
+import msgspec
 
 from app.core.errors import UpstreamError
 from app.core.types import Event, Finished, ReasoningDelta, TextDelta, TokenLogprobs, ToolCallDelta
@@ -30,6 +32,7 @@ class CallReader:
         self._buffer = ""
         self._logprobs: list[TokenLogprobs] = []
         self._index = -1
+        self._pieces: list[str] = []
         self._depth = 0
         self._quoted = False
         self._escaped = False
@@ -104,8 +107,11 @@ class CallReader:
         piece = self._buffer if end is None else self._buffer[:end]
         self._buffer = "" if end is None else self._buffer[end:]
         if piece:
+            self._pieces.append(piece)
             out.append(ToolCallDelta(self._index, arguments=piece))
         if end is not None:
+            check_json("".join(self._pieces))
+            self._pieces.clear()
             self._state = "tail"
 
     def _end_of_arguments(self) -> int | None:
@@ -150,6 +156,30 @@ class CallReader:
         elif finished.reason == "stop" and self._state == "tail" and CLOSE in self._buffer:
             finished = Finished("tool_calls", finished.usage)
         yield finished
+
+
+class JsonReader:
+    """Passes events on, and holds the text to what its grammar promised: an answer that came to its end is JSON."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+
+    def read(self, events: Sequence[Event]) -> Sequence[Event]:
+        """``events``. Raises UpstreamError in place of a `Finished` that would call half a value whole."""
+        for event in events:
+            if isinstance(event, TextDelta):
+                self._pieces.append(event.text)
+            elif isinstance(event, Finished) and event.reason == "stop" and event.stop_sequence is None:
+                check_json("".join(self._pieces))
+        return events
+
+
+def check_json(text: str) -> None:
+    """Raises UpstreamError unless ``text`` is JSON."""
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UpstreamError("The model's answer does not keep to its form. Try again.") from error
 
 
 def _certain(text: str) -> str:

@@ -1,7 +1,9 @@
 """Grammars that hold a model to a JSON schema, or to calls of tools, in the Lark form that llama.cpp's llguidance reads.
 
-It writes grammars and asks the engine once whether one can be compiled; what a schema means is llguidance's affair. llama.cpp
-answers *without* a grammar, and says nothing, where llguidance refuses it: so no grammar is used that was not tried first.
+It writes grammars and asks the engine once whether one can be followed; what a schema means is llguidance's affair. llama.cpp
+answers *without* a grammar, and says nothing, where llguidance refuses it: so no grammar is used that was not tried first. What
+would fail only in mid-answer, or keep the engine from all other work while it is compiled, is refused by its size
+(`llamacpp_limits`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 from app.core.errors import InvalidRequest, UpstreamError
 from app.providers.llamacpp_calls import CLOSE, OPEN
+from app.providers.llamacpp_limits import check_size
 from app.providers.versions import text_hash
 from app.providers.wire import WireClient
 
@@ -22,6 +25,9 @@ _MAX_CALLS = 16
 _MAX_TRIED = 512
 _TRY_S = 20.0
 """Longest time for the first token under a new grammar."""
+_TRIAL_PROMPT, _TRIAL_MARK = "Once upon a", " time there was a"
+_TRIAL_TOKENS = 8
+"""Those of the mark, and some more: a model without a grammar goes on in words, and no JSON begins with a space."""
 _HEADER = "%llguidance {}\n"
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True}
 _ONE = ("additionalProperties", "contains", "not", "if", "then", "else", "propertyNames", "items")
@@ -44,13 +50,14 @@ class Grammar:
 
     @property
     def trial(self) -> str:
-        """The same rules behind a mark that no model writes unasked."""
-        return f"{_HEADER}start: {_literal(OPEN)} body\n{self.rules}"
+        """The same rules behind a beginning that `_follows` knows."""
+        return f"{_HEADER}start: {_literal(_TRIAL_MARK)} body\n{self.rules}"
 
 
 def of_schema(response_format: Mapping[str, Any]) -> Grammar:
     """An answer that is JSON of a schema, or any JSON object."""
-    return Grammar("body", f"body: {_json(*_wanted(response_format))}\n", "response_format")
+    schema, strict = _wanted(response_format)
+    return Grammar("body", f"body: {_json(schema, strict, 'response_format')}\n", "response_format")
 
 
 def of_tools(
@@ -70,7 +77,8 @@ def of_tools(
         start = f"{_literal(OPEN)} body"
     elif response_format is not None:
         start = f"said | {_literal(OPEN)} body"
-        rules.append(f"said: {_json(*_wanted(response_format))}")
+        schema, strict = _wanted(response_format)
+        rules.append(f"said: {_json(schema, strict, 'response_format')}")
     else:
         start = "PLAIN | CALLING body"
         rules.append(f"PLAIN: /(?s:.*)/ & ~/(?s:.*{OPEN}.*)/")
@@ -81,7 +89,8 @@ def of_tools(
 def _call(function: Mapping[str, Any]) -> str:
     head = f'\n{{"name": {json.dumps(function["name"])}, "arguments": '
     parameters = {"properties": {}, **(function.get("parameters") or {}), "type": "object"}
-    return f"{_literal(head)} {_json(parameters, strict=bool(function.get('strict')))} {_literal('}' + chr(10) + CLOSE)}"
+    held = _json(parameters, bool(function.get("strict")), "tools")
+    return f"{_literal(head)} {held} {_literal('}' + chr(10) + CLOSE)}"
 
 
 def _wanted(response_format: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
@@ -91,8 +100,9 @@ def _wanted(response_format: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool
     return {"type": "object"}, False
 
 
-def _json(schema: Mapping[str, Any], strict: bool) -> str:
-    """``strict``: keywords that cannot be enforced are refused; else they are ignored."""
+def _json(schema: Mapping[str, Any], strict: bool, field: str) -> str:
+    """``strict``: keywords that cannot be enforced are refused; else they are ignored. Raises InvalidRequest for size."""
+    check_size(schema, field)
     return "%json " + json.dumps({**_closed(schema), "x-guidance": {**_SPACING, "lenient": not strict}})
 
 
@@ -151,8 +161,14 @@ class Trials:
 
 
 async def _compiles(grammar: Grammar, client: WireClient) -> bool:
-    """Whether the first token begins the mark that ``grammar.trial`` demands. Without a grammar, it would not."""
-    body = {"prompt": "The", "n_predict": 1, "temperature": 0, "grammar": grammar.trial, "cache_prompt": False, "lora": []}
+    body = {
+        "prompt": _TRIAL_PROMPT,
+        "n_predict": _TRIAL_TOKENS,
+        "temperature": 0,
+        "grammar": grammar.trial,
+        "cache_prompt": False,
+        "lora": [],
+    }
     try:
         async with asyncio.timeout(_TRY_S):
             said = (await client.json("POST", "/completion", body))["content"]
@@ -160,4 +176,12 @@ async def _compiles(grammar: Grammar, client: WireClient) -> bool:
         return False
     except (KeyError, TypeError) as error:
         raise UpstreamError("The engine does not say whether it can hold an answer to this form.") from error
-    return isinstance(said, str) and said != "" and OPEN.startswith(said)
+    return isinstance(said, str) and _follows(said, calls=grammar.field == "tools")
+
+
+def _follows(said: str, *, calls: bool) -> bool:
+    """Whether the answer to a trial keeps to its grammar: the mark, then a call's or a value's beginning."""
+    if not said.startswith(_TRIAL_MARK):
+        return False
+    body = said.removeprefix(_TRIAL_MARK)
+    return body.startswith("\n{") if calls else body[:1] in tuple('{["-0123456789tfn')

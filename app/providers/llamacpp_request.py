@@ -13,6 +13,7 @@ from typing import Any
 from app.core.errors import InvalidRequest
 from app.core.settings import Model
 from app.core.types import GenerationRequest, Sampling
+from app.providers.llamacpp_calls import CallReader, JsonReader
 from app.providers.llamacpp_grammar import Grammar, of_schema, of_tools
 from app.providers.llamacpp_messages import (
     check_text_only,
@@ -26,6 +27,7 @@ from app.providers.wire import CHAT, chat_body
 
 _MAX_SEED = 0xFFFF_FFFE
 """llama.cpp takes 32 bits, and all ones mean "choose one"."""
+_MAX_DIGITS = 9
 _TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls")
 
 
@@ -39,6 +41,8 @@ class Forms:
     """The engine takes grammars of ours (llguidance is built in)."""
     thinks: bool
     """It thinks before it answers."""
+    vocabulary: int
+    """How many tokens it knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,12 @@ class Asked:
     body: dict[str, Any]
     grammar: Grammar | None = None
     reads_calls: bool = False
+
+    def reader(self) -> CallReader | JsonReader | None:
+        """What must read the answer, if anything."""
+        if self.reads_calls:
+            return CallReader()
+        return None if self.grammar is None else JsonReader()
 
 
 def chat(request: GenerationRequest, settings: Model, forms: Forms) -> Asked:
@@ -64,7 +74,7 @@ def chat(request: GenerationRequest, settings: Model, forms: Forms) -> Asked:
         body["messages"] = native_turns(request.messages)
         if tools:
             _ask_natively(body, tools, forced, sampling)
-            return Asked(CHAT, _fitted(body))
+            return Asked(CHAT, _fitted(body, forms))
     else:
         # Several calls only where they are asked for: a model that never learned to call repeats itself until its tokens end.
         parallel = sampling.parallel_tool_calls is True and not isinstance(sampling.tool_choice, Mapping)
@@ -77,22 +87,24 @@ def chat(request: GenerationRequest, settings: Model, forms: Forms) -> Asked:
                 )
             form = _form(body.pop("response_format", None))
             grammar = of_tools(tools, forced=forced, parallel=parallel, response_format=form)
-            return Asked(CHAT, _fitted(_held(body, grammar)), grammar, reads_calls=True)
+            return Asked(CHAT, _fitted(_held(body, grammar), forms), grammar, reads_calls=True)
     if _form(body.get("response_format")) is not None and forms.grammars and not forms.thinks:
         grammar = of_schema(body.pop("response_format"))
-        return Asked(CHAT, _fitted(_held(body, grammar)), grammar)
-    return Asked(CHAT, _fitted(body))
+        return Asked(CHAT, _fitted(_held(body, grammar), forms), grammar)
+    return Asked(CHAT, _fitted(body, forms))
 
 
-def raw_body(request: GenerationRequest, settings: Model) -> dict[str, Any]:
-    """For a prompt that is not templated. What it spells is the caller's own affair: there are no roles to speak as."""
+def raw(request: GenerationRequest, settings: Model, forms: Forms) -> Asked:
+    """A prompt that is not templated. What it spells is the caller's own affair: there are no roles to speak as."""
+    if _form(request.sampling.response_format) is not None or request.sampling.tools:
+        raise InvalidRequest("A prompt to go on from takes no tools and no response_format; ask with messages.", field="prompt")
     body = chat_body(request, max_tokens=settings.max_tokens, temperature=settings.temperature)
-    for name in ("messages", *_TOOL_FIELDS):
+    for name in ("messages", "response_format", *_TOOL_FIELDS):
         body.pop(name, None)
-    body = _fitted(body)
+    body = _fitted(body, forms)
     if body.pop("logprobs", False):
         body["logprobs"] = body.pop("top_logprobs")  # one number there
-    return {**body, "prompt": prompt_of(request)}
+    return Asked("/v1/completions", {**body, "prompt": prompt_of(request)})
 
 
 def _tools(sampling: Sampling) -> list[dict[str, Any]]:
@@ -132,8 +144,13 @@ def _held(body: dict[str, Any], grammar: Grammar) -> dict[str, Any]:
     return {**body, "grammar": grammar.text, "reasoning_format": "none"}
 
 
-def _fitted(body: dict[str, Any]) -> dict[str, Any]:
+def _fitted(body: dict[str, Any], forms: Forms) -> dict[str, Any]:
     """``body`` with what this engine needs told, whatever the shape."""
+    for token in body.get("logit_bias", ()):  # the engine would pass over what it does not know
+        if not (token.isascii() and token.isdecimal() and len(token) <= _MAX_DIGITS and int(token) < forms.vocabulary):
+            raise InvalidRequest(f"logit_bias: this model's tokens are 0 to {forms.vocabulary - 1}.", field="logit_bias")
+    if body.get("stop"):
+        body["verbose"] = True  # otherwise the engine does not tell which stop word ended the answer
     seed = body.get("seed")
     if seed is not None:
         body["seed"] = seed % _MAX_SEED
