@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import vendor_errors
+from app.api import vendor_errors, vendor_limits
 from app.core import errors
 from app.core.errors import AprendizError
 from app.core.logging import request_id_var
@@ -121,6 +121,8 @@ def _in_form(path: str, sent: RawHeaders, error: BaseException, response: Respon
     plain = json.loads(bytes(response.body))
     status, body = form(error, response.status_code, plain["detail"], request_id_var.get())
     headers = {name: value for name, value in response.headers.items() if name not in ("content-type", "content-length")}
+    names = vendor_limits.anthropic if form is vendor_errors.anthropic else vendor_limits.openai
+    headers |= vendor_limits.of_refusal(error, names)
     if form is vendor_errors.anthropic:
         headers["request-id"] = request_id_var.get()  # where its SDKs look; the id stands in X-Request-ID in any case
     return Response(_encode(body), status_code=status, media_type="application/json", headers=headers)

@@ -145,6 +145,8 @@ class IdempotencyMismatch(Conflict):
 class TooManyRequests(AprendizError):
     title = "Too many requests"
     slug = "too-many-requests"
+    limit: int | None = None
+    """Calls per window, where it is a rate limit that was reached."""
 
 
 class QueueFullForUser(TooManyRequests):

@@ -165,7 +165,9 @@ class RateLimiter:
 def _too_many(limit: _Item, state: RateState) -> TooManyRequests:
     wait = max(1, math.ceil(state.reset_s))
     what = "failed logins" if limit.startswith("login") else "calls"
-    return TooManyRequests(f"Too many {what}: {state.limit} in {state.window_s} s. Wait {wait} s.", retry_after=wait)
+    error = TooManyRequests(f"Too many {what}: {state.limit} in {state.window_s} s. Wait {wait} s.", retry_after=wait)
+    error.limit = state.limit
+    return error
 
 
 @dataclass(slots=True)

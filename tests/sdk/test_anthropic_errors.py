@@ -120,7 +120,11 @@ def test_the_rate_limit_and_the_retries_of_the_client(serve: Serve) -> None:
     with once, pytest.raises(anthropic.RateLimitError) as raised:
         drain((ask(once) for _ in range(10)), [])
     assert raised.value.type == "rate_limit_error"
-    assert raised.value.response.headers["retry-after"] in ("1", "2")
+    headers = raised.value.response.headers
+    assert headers["retry-after"] in ("1", "2")
+    assert headers["anthropic-ratelimit-requests-limit"] == "2"
+    assert headers["anthropic-ratelimit-requests-remaining"] == "0"
+    assert headers["anthropic-ratelimit-requests-reset"].endswith("Z")
     with Anthropic(base_url=service.url, api_key=key, max_retries=3) as client:
         hello: list[MessageParam] = [{"role": "user", "content": "hello"}]
         retries = [

@@ -117,7 +117,11 @@ def test_the_rate_limit_and_the_retries_of_the_client(serve: Serve) -> None:
     with once, pytest.raises(openai.RateLimitError) as raised:
         drain((ask(once) for _ in range(10)), [])
     assert raised.value.code == "rate_limit_exceeded"
-    assert raised.value.response.headers["retry-after"] in ("1", "2")
+    headers = raised.value.response.headers
+    assert headers["retry-after"] in ("1", "2")
+    assert headers["x-ratelimit-limit-requests"] == "2"
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    assert headers["x-ratelimit-reset-requests"] == f"{headers['retry-after']}s"
     with OpenAI(base_url=url, api_key=key, max_retries=3) as client:
         retries = [
             client.chat.completions.with_raw_response.create(

@@ -5,7 +5,6 @@ Refuses what cannot be kept by name: a field that is known and not supported is 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from app.api import vendor_limits
 from app.api.bodies import MAX_MODEL_NAME, check_model_name
 from app.core.errors import InvalidRequest
 from app.core.types import Usage
@@ -163,18 +163,7 @@ def seed_of(seed: int | None, choice: int) -> int | None:
 
 def limit_headers(state: RateState) -> Headers:
     """The rate limit in OpenAI's names."""
-    return [
-        (b"x-ratelimit-limit-requests", b"%d" % state.limit),
-        (b"x-ratelimit-remaining-requests", b"%d" % state.remaining),
-        (b"x-ratelimit-reset-requests", duration(state.reset_s).encode()),
-    ]
-
-
-def duration(seconds: float) -> str:
-    """Seconds, rounded up, as OpenAI writes them: ``1s``, ``6m0s``, ``1h0m0s``."""
-    minutes, rest = divmod(math.ceil(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s" if minutes else f"{rest}s"
+    return vendor_limits.openai(state.limit, state.remaining, state.reset_s)
 
 
 def usage_out(usages: Sequence[Usage]) -> UsageOut:

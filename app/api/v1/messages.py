@@ -8,7 +8,6 @@ number, which the vendor's SDKs put in its place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,6 +15,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from app.api import vendor_limits
 from app.api.answers import admit, count_call
 from app.api.bodies import read_body, require_json
 from app.api.caching import cache_policy
@@ -131,13 +131,8 @@ class CountDoor:
 
 def limit_headers(state: RateState) -> Headers:
     """The rate limit in the vendor's names, and the request's id."""
-    reset = datetime.now(UTC) + timedelta(seconds=max(state.reset_s, 0))
-    return [
-        (b"request-id", request_id_var.get().encode()),
-        (b"anthropic-ratelimit-requests-limit", b"%d" % state.limit),
-        (b"anthropic-ratelimit-requests-remaining", b"%d" % state.remaining),
-        (b"anthropic-ratelimit-requests-reset", reset.strftime("%Y-%m-%dT%H:%M:%SZ").encode()),
-    ]
+    limits = vendor_limits.anthropic(state.limit, state.remaining, state.reset_s)
+    return [(b"request-id", request_id_var.get().encode()), *limits]
 
 
 async def parse(body: bytes, caller: Caller) -> Order:
