@@ -134,8 +134,11 @@ class Watch:
     async def _write(self, write: Callable[[], Awaitable[None]]) -> None:
         self._writing = asyncio.get_running_loop().create_future()
         try:
-            await write()
+            async with asyncio.timeout(STUCK_S):  # a client that reads nothing takes no heartbeat either
+                await write()
             self._sent = time.monotonic()
+        except TimeoutError:
+            self._end(ReaderTooSlow())
         finally:
             self._writing.set_result(None)
             self._writing = None
