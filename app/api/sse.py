@@ -7,22 +7,14 @@ that are ready together go out in one write, each still an event of its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 T = TypeVar("T")
 
-HEADERS: Final = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),
-]
 HEARTBEAT: Final = b": still here\n\n"
-HEARTBEAT_S: Final = 15.0
 _encode = msgspec.json.Encoder().encode
 
 
@@ -85,18 +77,6 @@ class Mailbox(Generic[T]):
         if self._error is not None:
             raise self._error
         return None
-
-
-async def pump(source: AsyncGenerator[T, None], box: Mailbox[T]) -> None:
-    """Moves all of ``source`` into ``box``, and its end or error after it; closes ``source`` whatever happens."""
-    try:
-        async with contextlib.aclosing(source):
-            async for item in source:
-                await box.put(item)
-    except Exception as error:  # noqa: BLE001  # not swallowed: the consumer raises it
-        box.end(error)
-    else:
-        box.end()
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:
