@@ -27,6 +27,7 @@ from app.api.disconnect import until_disconnect
 from app.api.problems import log_failure
 from app.api.watch import ReaderTooSlow, Watch
 from app.core.errors import UpstreamError
+from app.core.exchange import exchange_of
 from app.core.logging import request_id_var
 from app.core.types import Event, GenerationRequest, Principal
 from app.models.generation import Completed
@@ -117,7 +118,7 @@ class Door:
                 state = await count_call(services, principal)  # each choice is a prediction of its own
             async with until_disconnect(scope, receive):
                 if order.stream:
-                    await _Stream(caller, order, send, state).run()
+                    await _Stream(caller, order, scope, send, state).run()
                     return
                 answers = await _whole(caller, order)
         except ClientDisconnect:
@@ -165,12 +166,14 @@ _Item = tuple[int, "Generation", Sequence[Event] | Completed]
 class _Stream:
     """One answer as server-sent events."""
 
-    def __init__(self, caller: Caller, order: Order, send: Send, state: RateState) -> None:
+    def __init__(self, caller: Caller, order: Order, scope: Scope, send: Send, state: RateState) -> None:
+        exchange = exchange_of(scope)
         self._caller = caller
         self._order = order
         self._shape = order.shape
         self._state = state
         self._send = send
+        self._send_body = send if exchange is None else exchange.send
         self._opened = False
 
     async def run(self) -> None:
@@ -178,7 +181,7 @@ class _Stream:
         watch = Watch(
             self._caller.services,
             self._caller.principal,
-            self._send,
+            self._send_body,
             heartbeat=self._shape.heartbeat,
             head_s=HEAD_S,
             open_head=self._open,
@@ -195,7 +198,7 @@ class _Stream:
                 raise
             log_failure(error)
             with contextlib.suppress(ReaderTooSlow):
-                async with Watch(self._caller.services, self._caller.principal, self._send) as watch:
+                async with Watch(self._caller.services, self._caller.principal, self._send_body) as watch:
                     await watch.send(self._shape.failure(error), more=False)
 
     async def _pass_on(self, items: AsyncGenerator[_Item, None], watch: Watch) -> bytes:
@@ -228,14 +231,12 @@ class _Stream:
         headers = [*_EVENTS, *self._shape.headers(self._state), *marks]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def _items(self) -> AsyncGenerator[_Item, None]:
+    def _items(self) -> AsyncGenerator[_Item, None]:
         """The batches of all choices, each with its number, as they come."""
         requests = self._order.requests
-        if len(requests) == 1:
-            async with contextlib.aclosing(self._of_choice(0, requests[0])) as items:
-                async for item in items:
-                    yield item
-            return
+        return self._of_choice(0, requests[0]) if len(requests) == 1 else self._merged(requests)
+
+    async def _merged(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[_Item, None]:
         queue: asyncio.Queue[_Item | Exception] = asyncio.Queue(_QUEUED)
         # Each choice waits for its own slot: a call that held one while it waits for the next could block another for ever.
         tasks = [asyncio.create_task(self._produce(choice, request, queue)) for choice, request in enumerate(requests)]

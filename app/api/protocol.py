@@ -124,8 +124,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None and self.cycle is not before:
             self.cycle.transport = cast("asyncio.Transport", _GentleTransport(self, self.cycle))
-            setattr(self.cycle, "send", _Sender(self.cycle).send)  # noqa: B010  # on this one object; uvicorn makes it itself
             self.scope["extensions"] = cast("Any", {EXTENSION: _Exchange(self.cycle, self._leaving)})
+            setattr(self.cycle, "send", _Sender(self.cycle).send)  # noqa: B010  # on this one object; uvicorn makes it itself
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -246,6 +246,7 @@ class _Exchange:
     def __init__(self, cycle: RequestResponseCycle, leaving: set[Callable[[], None]]) -> None:
         self._cycle = cycle
         self._leaving = leaving
+        self.send = cycle.send
 
     @property
     def body_is_here(self) -> bool:

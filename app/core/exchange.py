@@ -23,6 +23,9 @@ class Exchange(Protocol):
     def client_is_gone(self) -> bool:
         """Whether the connection has ended before the answer did."""
 
+    async def send(self, message: Any) -> None:
+        """The server's own ``send``, for the body of a stream whose head went the usual way: nobody else looks at it."""
+
     def on_leave(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls back once the connection ends; returns what takes that back."""
 

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core.errors import Overloaded, ShuttingDown, StorageUnavailable
 from app.core.metrics import Metrics
 from app.db.failures import Failure, failure_of
+from app.db.insert import insert_rows
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +145,8 @@ class Writer:
         if self._connection is None:
             self._connection = self._engine.connect()
         connection = self._connection
+        if _append_at_once(connection, batch):
+            return
         # Not as a context manager: an error of its rollback would hide the first. A failed batch drops the connection instead.
         transaction = connection.begin()
         for task in batch:
@@ -207,6 +210,25 @@ class Writer:
             return self._wal.stat().st_size > _CHECKPOINT_BYTES
         except OSError:
             return False  # no log, nothing to move
+
+
+def _append_at_once(connection: Connection, batch: list[_Task]) -> bool:
+    """The usual batch, rows and nothing else, without savepoints. False: it is another, or a row is bad; nothing is written."""
+    if not all(isinstance(task.work, _Append) for task in batch):
+        return False
+    transaction = connection.begin()
+    try:
+        for tasks in _by_shape(batch):
+            appends = [task.work for task in tasks if isinstance(task.work, _Append)]
+            insert_rows(connection, appends[0].table, [append.row for append in appends])
+    except Exception as error:
+        failure = failure_of(error)
+        if failure is not None:
+            raise _BatchFailed(failure) from error
+        transaction.rollback()  # which row it is, is found out one by one, in savepoints
+        return False
+    transaction.commit()
+    return True
 
 
 def _in_savepoint(connection: Connection, task: _Task) -> None:
