@@ -160,11 +160,11 @@ def test_numbers_have_both_bounds(service: Service, user: Account, field: str) -
         "max_output_tokens": ("1", "1048576"),
         "max_tool_calls": ("1", "1024"),
         "temperature": ("0", "2"),
-        "top_p": ("0.01", "1"),
+        "top_p": ("0", "1"),
         "top_logprobs": ("0", "20"),
     }
     over = {"max_output_tokens": ("0", "1048577"), "max_tool_calls": ("0", "1025"), "temperature": ("-0.1", "2.01"),
-            "top_p": ("0", "1.01"), "top_logprobs": ("-1", "21")}  # fmt: skip
+            "top_p": ("-0.01", "1.01"), "top_logprobs": ("-1", "21")}  # fmt: skip
     with service.client(user) as client:
         for number in (*NUMBERS, *over[field], "true"):
             answer = client.post(
