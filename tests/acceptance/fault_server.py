@@ -62,12 +62,12 @@ class FaultServer:
         return asyncio.run_coroutine_threadsafe(start(), self._loop).result(10)
 
     def heal(self, model: str) -> None:
-        """From now on ``model`` is answered well."""
+        """From now on ``model`` is answered well, if slowly."""
         self._healed.add(model)
 
     def play(self, asked: Asked) -> Play:
         """What to do about a request."""
-        name = "good" if asked.model in self._healed else asked.model.split("--")[0]
+        name = "slow" if asked.model in self._healed else asked.model.split("--")[0]
         return FAULTS[name](asked)
 
     async def _close(self) -> None:

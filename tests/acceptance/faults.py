@@ -1,4 +1,4 @@
-"""What a model server can do wrong (B18), byte for byte, in OpenAI's format and Anthropic's. `fault_server` plays it. No I/O."""
+"""What a model server can do wrong (B18), byte for byte, in both vendors' formats. `fault_server` plays it. No I/O."""
 
 from __future__ import annotations
 
@@ -203,6 +203,7 @@ def truly_whole(kind: Kind, *, stream: bool, thousandths: int) -> bool:
 FAULTS: Mapping[str, Callable[[Asked], Play]] = {
     "good": lambda asked: Play(good(asked)),
     "slow": lambda asked: Play(good(asked), before_s=0.3),
+    "gentle": lambda asked: Play(good(asked), pause_s=0.1),
     "latency": lambda asked: Play(good(asked), before_s=30),
     "continue": lambda asked: Play([b"HTTP/1.1 100 Continue\r\n\r\n", *good(asked)]),
     "more": lambda asked: Play([*good(asked), b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"]),
