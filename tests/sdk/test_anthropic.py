@@ -269,6 +269,7 @@ def test_counts_and_models(client: Anthropic) -> None:
 
 
 async def test_leaving_a_stream_frees_its_place(site: Site, asynchronous: AsyncAnthropic) -> None:
+    await asyncio.to_thread(site.wait_until_idle)
     async with asynchronous.messages.stream(model="slow", max_tokens=900, messages=said("word " * 500)) as stream:
         async for _ in stream.text_stream:
             break

@@ -271,6 +271,7 @@ def test_images_and_sounds_are_taken_where_the_model_takes_them(client: OpenAI) 
 
 
 async def test_leaving_a_stream_frees_its_place(site: Site, asynchronous: AsyncOpenAI) -> None:
+    await asyncio.to_thread(site.wait_until_idle)
     long = said("word " * 500)
     stream = await asynchronous.chat.completions.create(model="slow", messages=long, stream=True)
     async for _ in stream:

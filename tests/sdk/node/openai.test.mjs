@@ -6,7 +6,7 @@ import OpenAI from 'openai';
 import { zodResponseFormat, zodTextFormat } from 'openai/helpers/zod';
 import { z } from 'zod';
 
-import { idle, key, running, url } from './site.mjs';
+import { busy, idle, key, url } from './site.mjs';
 
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0 });
 const said = (content) => [{ role: 'user', content }];
@@ -134,7 +134,7 @@ test('an aborted stream frees its place', async () => {
   const waiting = new AbortController();
   const answer = client.chat.completions.create({ model: 'slow', messages: words }, { signal: waiting.signal });
   const rejected = assert.rejects(answer, OpenAI.APIUserAbortError);
-  while ((await running()) === 0);
+  await busy();
   waiting.abort();
   await rejected;
   await idle();

@@ -15,17 +15,22 @@ net.Socket.prototype.connect = function (...args) {
 };
 
 /** How many predictions hold a slot. */
-export async function running() {
+async function running() {
   const answer = await fetch(`${url}/metrics`, { headers: { Authorization: process.env.SITE_ADMIN } });
   const text = await answer.text();
   return [...text.matchAll(/^aprendiz_running_predictions\{[^}]*\} (\S+)$/gm)].reduce((sum, found) => sum + Number(found[1]), 0);
 }
 
-/** Waits until no prediction holds a slot. */
-export async function idle() {
+async function until(holds) {
   for (let tries = 0; tries < 250; tries += 1) {
-    if ((await running()) === 0) return;
+    if (holds(await running())) return;
     await new Promise((done) => setTimeout(done, 20));
   }
-  throw new Error('the service still answers');
+  throw new Error('it did not come to that');
 }
+
+/** Waits until no prediction holds a slot. */
+export const idle = () => until((count) => count === 0);
+
+/** Waits until one does. */
+export const busy = () => until((count) => count > 0);
