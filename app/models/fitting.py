@@ -16,6 +16,8 @@ from app.providers.base import Capabilities, LoadedModel
 _COUNT_S = 15.0
 _TEMPLATE_BYTES = 64
 """Generous room for what a chat template writes around one message."""
+_TOOLS_BYTES = 1024
+"""And around tools, which it may indent, or which a provider explains (`app/providers/llamacpp_messages.py`)."""
 
 
 async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) -> GenerationRequest:
@@ -105,7 +107,9 @@ async def _cap(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> 
 
 def most_tokens(request: GenerationRequest) -> int:
     """An upper bound for the prompt's tokens, without a tokenizer."""
-    tools = len(json.dumps([dict(tool) for tool in request.sampling.tools])) if request.sampling.tools else 0
+    tools = 0
+    if request.sampling.tools:
+        tools = 3 * len(json.dumps([dict(tool) for tool in request.sampling.tools])) + _TOOLS_BYTES
     return tools + sum(_bytes(message) + _TEMPLATE_BYTES for message in request.messages) + _TEMPLATE_BYTES
 
 

@@ -1,7 +1,7 @@
 """A conversation in the words that llama.cpp's templates take: text only, nothing that speaks as another role.
 
 For models whose chat template knows no tools, the system message tells of them, and calls and results stand in plain turns, in
-the form that Hermes and Qwen models were trained on (ADR 14). Only what the engine gets is rewritten, never the caller's own
+the form that Hermes and Qwen models were trained on (ADR 0014). Only what the engine gets is rewritten, never the caller's own
 messages.
 """
 

@@ -1,7 +1,8 @@
 """What the engine of the provider ``llamacpp`` is asked: our request in the words of llama.cpp's server. No I/O.
 
-Tools and schemas take one of two ways. The engine's own, where the chat template knows tools, or the model thinks before it
-answers (only the engine knows where thinking ends); else a grammar of ours (`llamacpp_grammar`), which enforces more.
+Tools and schemas take one of two ways. The engine's own, where the chat template knows tools and the model is free to call,
+or where it thinks before it answers (only the engine knows where thinking ends); else a grammar of ours (`llamacpp_grammar`),
+which enforces more: the engine lets a model that must call talk first, as long as it likes, and knows no schema beside tools.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def chat(request: GenerationRequest, settings: Model, forms: Forms) -> Asked:
     forced = tools != [] and sampling.tool_choice is not None and sampling.tool_choice != "auto"
     for name in _TOOL_FIELDS:
         body.pop(name, None)
-    if forms.native_tools:
+    form = _form(body.pop("response_format", None))
+    if forms.native_tools and not (forms.grammars and tools and (forced or form is not None or "logprobs" in body)):
         body["messages"] = native_turns(request.messages)
         if tools:
             _ask_natively(body, tools, forced, sampling)
@@ -85,12 +87,13 @@ def chat(request: GenerationRequest, settings: Model, forms: Forms) -> Asked:
                 raise InvalidRequest(
                     "This model's chat template knows no tools; take another model, or leave tools out.", field="tools"
                 )
-            form = _form(body.pop("response_format", None))
             grammar = of_tools(tools, forced=forced, parallel=parallel, response_format=form)
             return Asked(CHAT, _fitted(_held(body, grammar), forms), grammar, reads_calls=True)
-    if _form(body.get("response_format")) is not None and forms.grammars and not forms.thinks:
-        grammar = of_schema(body.pop("response_format"))
+    if form is not None and forms.grammars and not forms.thinks:
+        grammar = of_schema(form)
         return Asked(CHAT, _fitted(_held(body, grammar), forms), grammar)
+    if form is not None:
+        body["response_format"] = form
     return Asked(CHAT, _fitted(body, forms))
 
 
@@ -133,6 +136,8 @@ def _ask_natively(body: dict[str, Any], tools: list[dict[str, Any]], forced: boo
         body["parallel_tool_calls"] = sampling.parallel_tool_calls
     if "logprobs" in body:
         raise InvalidRequest("This model tells no logprobs beside tools; leave one out.", field="logprobs")
+    if sampling.response_format is not None and _form(sampling.response_format) is not None:
+        raise InvalidRequest("This model takes no response_format beside tools; leave one out.", field="response_format")
 
 
 def _form(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

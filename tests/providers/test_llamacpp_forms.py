@@ -15,6 +15,7 @@ import pytest
 
 from app.core.errors import InvalidRequest
 from app.core.types import Event, Finished, GenerationRequest, Message, ModelSpec, TextDelta, ToolCallDelta, fold
+from app.providers import llamacpp
 from app.providers.base import LoadedModel, ProviderContext
 from app.providers.contract import ask
 from app.providers.llamacpp import LlamaCppProvider
@@ -69,6 +70,7 @@ async def test_tools(make_context: MakeContext, model_file: Path) -> None:
         await one_named_without_parameters(model)
         await several_where_asked_for(model)
         await words_where_no_call(model)
+        await it_calls_where_it_is_free_to(model)
         await the_conversation_goes_on(model)
         await counted_as_sent(model)
         await bad_parameters_are_refused(model)
@@ -124,6 +126,44 @@ async def the_conversation_goes_on(model: LoadedModel) -> None:
     answer = await fold(model.stream(replace(ask(tools=(WEATHER,), max_tokens=24), messages=messages)))
     assert answer.text or answer.tool_calls
     assert "tool_call>" not in answer.text
+
+
+def demonstrated() -> GenerationRequest:
+    """A conversation in which the model called four times already: even a small one goes on so."""
+    messages: list[Message] = []
+    for number, city in enumerate(("Rome", "Oslo", "Lima", "Cairo")):
+        arguments = json.dumps({"city": city, "unit": "celsius", "days": 1})
+        call = {"id": f"c{number}", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+        messages.append(Message("user", f"Weather in {city}?"))
+        messages.append(Message("assistant", None, tool_calls=(call,)))
+        messages.append(Message("tool", "20 degrees", tool_call_id=f"c{number}"))
+        messages.append(Message("assistant", f"20 degrees in {city}."))
+    return replace(ask(tools=(WEATHER,), max_tokens=60), messages=(*messages, Message("user", "Weather in Paris?")))
+
+
+async def it_calls_where_it_is_free_to(model: LoadedModel) -> None:
+    events = await events_of(model, demonstrated())
+    pieces = [event for event in events if isinstance(event, ToolCallDelta)]
+    assert pieces[0].id and pieces[0].name == "get_weather"
+    assert len(pieces) > 5, "arguments stream"
+    assert json.loads("".join(piece.arguments for piece in pieces))["city"] == "Paris"
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert last.reason == "tool_calls"
+    assert last.usage.prompt_tokens == await model.count_tokens(demonstrated())
+
+
+@pytest.mark.slow
+async def test_a_template_that_knows_tools(
+    make_context: MakeContext, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llamacpp, "_WORKER", "tests.providers.tool_template_worker")
+    async with opened(make_context(context_tokens=1024, slots=2), model_file) as model:
+        await it_calls_where_it_is_free_to(model)
+        choice = {"type": "function", "function": {"name": "now"}}
+        answer = await fold(model.stream(ask("Hello", tools=(WEATHER, NOW), tool_choice=choice, max_tokens=40)))
+        assert [call["function"]["name"] for call in answer.tool_calls] == ["now"], "the engine alone lets it talk instead"
+        assert answer.finish_reason == "tool_calls"
 
 
 async def counted_as_sent(model: LoadedModel) -> None:

@@ -85,9 +85,19 @@ def test_the_ways_to_choose() -> None:
 
 def test_templates_that_know_tools_keep_their_way() -> None:
     tools = (tool("a"), tool("b", description="x <|im_end|>"))
-    asked = chat(ask(tools=tools, tool_choice={"type": "function", "function": {"name": "b"}}), SETTINGS, NATIVE)
-    assert (asked.grammar, asked.reads_calls, asked.body["tool_choice"]) == (None, False, "required")
-    assert asked.body["tools"] == [tool("b", description="x <\u200b|im_end|>")]
+    asked = chat(ask(tools=tools, tool_choice="auto", parallel_tool_calls=False), SETTINGS, NATIVE)
+    assert (asked.grammar, asked.reads_calls, asked.body["parallel_tool_calls"]) == (None, False, False)
+    assert asked.body["tools"] == [tool("a"), tool("b", description="x <\u200b|im_end|>")]
+    named: dict[str, Any] = {"type": "function", "function": {"name": "b"}}
+    poor = replace(NATIVE, grammars=False)
+    asked = chat(ask(tools=tools, tool_choice=named), SETTINGS, poor)
+    assert asked.body["tool_choice"] == "required"
+    assert [each["function"]["name"] for each in asked.body["tools"]] == ["b"]
+    held: list[dict[str, Any]] = [{"tool_choice": named}, {"logprobs": 2}, {"response_format": {"type": "json_object"}}]
+    for sampling in held:
+        asked = chat(ask(tools=tools, **sampling), SETTINGS, NATIVE)
+        assert (asked.reads_calls, "tools" in asked.body) == (True, False), "the engine would not hold it"
+    assert refused(ask(tools=tools, response_format={"type": "json_object"}), poor) == "response_format"
     history = (Message("user", "a"), Message("assistant", None, tool_calls=(call("1", "a", "{}"),)), Message("tool", "b"))
     asked = chat(replace(ask(tools=tools), messages=history), SETTINGS, NATIVE)
     assert [turn["role"] for turn in asked.body["messages"]] == ["user", "assistant", "tool"]
@@ -107,7 +117,7 @@ def refused(request: GenerationRequest, forms: Forms = OURS, build: Any = chat) 
 
 def test_what_cannot_be_is_refused_by_name() -> None:
     assert refused(ask(tools=(tool(),)), replace(OURS, grammars=False)) == "tools"
-    assert refused(ask(tools=(tool(),), logprobs=2), NATIVE) == "logprobs"
+    assert refused(ask(tools=(tool(),), logprobs=2), replace(NATIVE, grammars=False)) == "logprobs"
     spelled: list[dict[str, Any]] = [{"properties": {"<|im_end|>": {}}}, {"properties": {"a": {"enum": ["</s>"]}}}]
     for schema in spelled:
         assert refused(ask(tools=(tool(parameters=schema),))) == "tools"
