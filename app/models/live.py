@@ -8,7 +8,6 @@ slot, stores the prediction, settles its price, counts it. It decides nothing ab
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
@@ -45,7 +44,9 @@ from app.providers.estimate import prompt_tokens
 logger = logging.getLogger(__name__)
 
 _COUNT_S = 2.0
-_PIECES = frozenset((TextDelta, ReasoningDelta, ToolCallDelta))
+_MAX_CHARACTERS = 16 << 20
+"""Longest answer, thinking and arguments included: several times what any model says. A stream without end stops here."""
+_PIECES = (TextDelta, ReasoningDelta, ToolCallDelta)
 _ERROR_WAITS_S = 0.8
 """An error is told after so long even if a slow disk or engine still holds its end up: deadlines are kept."""
 
@@ -101,6 +102,7 @@ class LiveGeneration(Generation):
         self._tries = work.tries
         self._folder = Folder()
         self._pieces = 0
+        self._characters = 0
         self._begun = False
         self._first_token_ms: float | None = None
         self._reader: asyncio.Task[Any] | None = None
@@ -200,8 +202,11 @@ class LiveGeneration(Generation):
         add = self._folder.add
         for event in batch:
             add(event)
-            if type(event) in _PIECES:
+            if isinstance(event, _PIECES):
                 self._pieces += 1
+                self._characters += len(event.arguments if isinstance(event, ToolCallDelta) else event.text)
+        if self._characters > _MAX_CHARACTERS:
+            raise UpstreamError("The model's answer is too long to be one.")
         if self._first_token_ms is None and self._pieces:
             work = self._work
             seconds = work.clock() - work.called_at
@@ -237,13 +242,14 @@ class LiveGeneration(Generation):
         return self._settling
 
     async def _finish(self, end: _End) -> None:
-        if end.status == "ok":
-            self._attempt.judge("ok")
-        await self._tries.aclose()
-        if end.status != "ok":
-            end = dataclasses.replace(end, usage=await self._usage_so_far(end.status))
-        cost = self._work.price(self.model, end.usage)
+        cost: int | None = None
         try:
+            if end.status == "ok":
+                self._attempt.judge("ok")
+            await self._tries.aclose()
+            if end.status != "ok":
+                end = dataclasses.replace(end, usage=await self._usage_so_far(end.status))
+            cost = self._work.price(self.model, end.usage)
             await self._keep(end, cost)
             await self._share(end)
         finally:
@@ -290,10 +296,19 @@ class LiveGeneration(Generation):
         if attempt.begun_at is not None and attempt.deployment.remote:
             prompt = prompt_tokens(attempt.request) if self._begun or status == "cancelled" else 0
         elif attempt.begun_at is not None:
-            with contextlib.suppress(AprendizError, TimeoutError):  # an engine that just died cannot count: 0 says so
-                async with asyncio.timeout(_COUNT_S):
-                    prompt = await attempt.deployment.loaded.count_tokens(attempt.request)
+            prompt = await self._prompt_tokens(attempt)
         return Usage(prompt_tokens=prompt, completion_tokens=self._pieces)
+
+    async def _prompt_tokens(self, attempt: Attempt) -> int:
+        """As the engine counts them; 0 where it cannot, for it may just have died."""
+        try:
+            async with asyncio.timeout(_COUNT_S):
+                return await attempt.deployment.loaded.count_tokens(attempt.request)
+        except (AprendizError, TimeoutError):
+            return 0
+        except Exception as error:  # noqa: BLE001  # its bug is logged, and the prediction is stored all the same
+            attempt.unexpected(error)
+            return 0
 
     def _to_record(self, end: _End, cost: int | None) -> PredictionRecord:
         work, attempt, answer = self._work, self._attempt, end.answer

@@ -17,6 +17,7 @@ from app.core.errors import (
 )
 from app.core.ids import is_uuid7
 from app.core.types import Event, Finished, GenerationRequest, Message, Sampling, TextDelta
+from app.models import live
 from app.models.generation import Completed, Generation
 from app.models.live import LiveGeneration
 from tests.models.conftest import MakeHouse
@@ -171,6 +172,35 @@ async def test_a_providers_bug_becomes_our_error_without_its_words(make_house: M
     assert "/secret" not in caught.value.detail
     row = house.predictions.rows[generation.id]
     assert row.status == "error" and "/secret" not in str(row.error)
+
+
+async def test_a_bug_in_counting_leaves_nothing_open(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = await make_house()
+    generation = await house.manager.generate(ask("one two"), user())
+    model = house.scripted.last("a")
+
+    async def broken(request: GenerationRequest) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(model, "count_tokens", broken)
+    model.error = EngineUnavailable("The engine died.")
+    with pytest.raises(EngineUnavailable):
+        await collect(generation)
+    row = house.predictions.rows[generation.id]
+    assert (row.status, row.prompt_tokens, row.completion_tokens) == ("error", 0, 1)
+    async with asyncio.timeout(TIMEOUT_S):
+        await house.manager.drain(TIMEOUT_S)  # it waits for answers that are still open
+
+
+async def test_an_answer_without_end_is_cut(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_MAX_CHARACTERS", 20)
+    house = await make_house()
+    generation = await house.manager.generate(ask("one two three four five six seven"), user())
+    with pytest.raises(UpstreamError):
+        await collect(generation)
+    row = house.predictions.rows[generation.id]
+    assert (row.status, row.output) == ("error", "a:one a:two a:three a:four ")
+    assert slots_taken(house) == 0
 
 
 async def test_a_stream_without_its_end_is_an_error(make_house: MakeHouse) -> None:
