@@ -54,6 +54,16 @@ def test_what_is_refused(bad: dict[str, Any]) -> None:
         parse_chat({"messages": USER, **bad})
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tools", [{"type": "function"}]), ("response_format", {"type": "json_object"}), ("n", 2), ("logit_bias", {"x": 1})],
+)
+def test_what_it_cannot_do_is_named(field: str, value: Any) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_chat({"messages": USER, field: value})
+    assert caught.value.extra == {"param": field}
+
+
 def test_a_body_that_is_no_object_is_refused() -> None:
     with pytest.raises(BadRequest):
         parse_chat([1])

@@ -95,12 +95,12 @@ def parse_params(body: Mapping[str, Any]) -> Params:
 
 def _refuse_unsupported(body: Mapping[str, Any]) -> None:
     if body.get("n") not in (None, 1):
-        raise BadRequest("n must be 1.")
+        raise BadRequest("n must be 1.", param="n")
     if body.get("tools"):
-        raise BadRequest("This engine does not call tools.")
+        raise BadRequest("This engine does not call tools.", param="tools")
     wanted = body.get("response_format")
     if wanted is not None and (not isinstance(wanted, dict) or wanted.get("type", "text") != "text"):
-        raise BadRequest("This engine gives plain text; it has no response_format.")
+        raise BadRequest("This engine gives plain text; it has no response_format.", param="response_format")
 
 
 def _message(message: object) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _biases(value: object) -> dict[int, float]:
     biases = {}
     for token, bias in value.items():
         if not (isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 10):
-            raise BadRequest("logit_bias must map token numbers to biases.")
+            raise BadRequest("logit_bias must map token numbers to biases.", param="logit_bias")
         biases[int(token)] = _number({"logit_bias": bias}, "logit_bias", 0.0, -100.0, 100.0)
     return biases
 
