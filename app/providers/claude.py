@@ -21,11 +21,12 @@ from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, Ver
 from app.providers.base import BaseLLMProvider, Capabilities, LoadedModel, ProviderContext
 from app.providers.claude_errors import answer_error
 from app.providers.claude_events import EventReader, counted, whole
+from app.providers.claude_parts import refuse_addresses
 from app.providers.claude_request import count_body, messages_body
 from app.providers.estimate import prompt_tokens
 from app.providers.http import HttpClient, HttpResponse
 from app.providers.sse import EventTooLarge, SseParser
-from app.providers.upstreams import RemoteModel, allows_private, check_remote, remote_version, whole_is_safe
+from app.providers.upstreams import RemoteModel, allows_private, check_remote, is_inside, remote_version, whole_is_safe
 
 _MESSAGES = "/v1/messages"
 _COUNT = "/v1/messages/count_tokens"
@@ -65,6 +66,7 @@ class ClaudeProvider(BaseLLMProvider):
         model = ClaudeModel(
             remote_version(self._upstream_name, self._upstream, spec.model),
             self._upstream,
+            outside=not is_inside(self._upstream_name, self._upstream),
             client=_client(self._upstream_name, self._upstream),
             gate=self._gate,
             on_state=on_state,
@@ -74,13 +76,14 @@ class ClaudeProvider(BaseLLMProvider):
 
 
 class ClaudeModel(RemoteModel):
-    """One model of an upstream, with connections of its own."""
+    """One model of an upstream, with connections of its own. ``outside``: its server stands in the open internet."""
 
     def __init__(
         self,
         version: VersionInfo,
         upstream: Upstream,
         *,
+        outside: bool,
         client: HttpClient,
         gate: asyncio.Semaphore,
         on_state: Callable[[EngineState], None],
@@ -97,6 +100,7 @@ class ClaudeModel(RemoteModel):
         )
         super().__init__(version, capabilities, gate=gate, on_state=on_state)
         self._client = client
+        self._outside = outside
         half = _MAX_TOKENS if upstream.context_tokens is None else upstream.context_tokens // 2
         self._max_tokens = min(_MAX_TOKENS, half)
         self._upstream = upstream
@@ -110,7 +114,7 @@ class ClaudeModel(RemoteModel):
 
     async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
         """See `LoadedModel.batches`: a list for each read from the network, or one in all for a whole answer."""
-        body = messages_body(request, model=self.version.model, max_tokens=self._max_tokens)
+        body = self._checked(messages_body(request, model=self.version.model, max_tokens=self._max_tokens))
         in_one_piece = request.whole and whole_is_safe(self._upstream, body["max_tokens"])
         async with self._post(_MESSAGES, {**body, "stream": not in_one_piece}) as response:
             if response.status != 200:
@@ -132,7 +136,7 @@ class ClaudeModel(RemoteModel):
 
     async def count_tokens(self, request: GenerationRequest) -> int:
         """See `LoadedModel.count_tokens`: the upstream counts. One that has no way to ask gets an estimate."""
-        async with self._post(_COUNT, count_body(request, model=self.version.model)) as response:
+        async with self._post(_COUNT, self._checked(count_body(request, model=self.version.model))) as response:
             if response.status == 200:
                 return counted(await response.read(limit=_MAX_ERROR_BYTES))
             error = await _refusal(response)
@@ -143,6 +147,12 @@ class ClaudeModel(RemoteModel):
 
     async def _disconnect(self) -> None:
         await self._client.aclose()
+
+    def _checked(self, body: dict[str, Any]) -> dict[str, Any]:
+        if not self._outside:
+            for turn in body["messages"]:
+                refuse_addresses(turn["content"])
+        return body
 
     @contextlib.asynccontextmanager
     async def _post(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[HttpResponse]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from app.core.errors import InvalidRequest
@@ -47,6 +47,16 @@ def blocks(content: str | list[dict[str, Any]] | None, where: str) -> list[Block
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     made = (_block(part, f"{where}.content[{number}]") for number, part in enumerate(parts))
     return [block for block in made if block is not None]
+
+
+def refuse_addresses(content: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InvalidRequest for blocks that name an address: a server within a private network would fetch it from there."""
+    for block in content:
+        source, inner = block.get("source"), block.get("content")
+        if isinstance(source, Mapping) and source.get("type") == "url":
+            raise InvalidRequest("This model takes images and documents as data only; send them in base64.", field="messages")
+        if isinstance(inner, list):
+            refuse_addresses(inner)
 
 
 def _block(part: Mapping[str, Any], where: str) -> Block | None:

@@ -114,6 +114,24 @@ async def test_fulfils_the_contract(make_context: MakeContext, context_tokens: i
         assert {request.headers["x-api-key"] for request in server.received} == {KEY}
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "https://intranet.example/a.png"}}
+DOCUMENT = {"type": "document", "source": {"type": "url", "url": "https://intranet.example/a.pdf"}}
+CALL = {"id": "toolu_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("part", [IMAGE, DOCUMENT])
+async def test_a_server_inside_a_private_network_is_given_no_addresses(
+    server: AnthropicServer, model: LoadedModel, part: dict[str, Any]
+) -> None:
+    called = (Message("user", "a"), Message("assistant", None, tool_calls=(CALL,)))
+    for messages in ((Message("user", [part]),), (*called, Message("tool", [part], tool_call_id="toolu_1"))):
+        for ask in (answered, type(model).count_tokens):
+            with pytest.raises(InvalidRequest) as caught:
+                await ask(model, GenerationRequest(messages))
+            assert caught.value.field == "messages"
+    assert server.received == []
+
+
 @pytest.mark.parametrize("whole", [False, True])
 async def test_a_whole_answer_and_a_stream_are_the_same(server: AnthropicServer, model: LoadedModel, whole: bool) -> None:
     server.push(HELLO)
