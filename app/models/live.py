@@ -138,7 +138,7 @@ class LiveGeneration(Generation):
     async def batches(self) -> AsyncGenerator[Sequence[Event] | Completed, None]:
         """As `Generation.batches`."""
         if self._interruption is not None:
-            raise self._interruption
+            raise self._interruption.again()
         try:
             while (batch := await self._next()) is not None:
                 self._note(batch)
@@ -146,7 +146,7 @@ class LiveGeneration(Generation):
                     break
                 yield batch
                 if self._interruption is not None:
-                    raise self._interruption
+                    raise self._interruption.again()  # itself would hold, by its traceback, this object and all of the answer
             answer = self._folder.answer()
         except AprendizError as error:
             await self._fail(error)
@@ -189,7 +189,7 @@ class LiveGeneration(Generation):
             # Only our own `cancel` is turned into the error; the client's, or both at once, stays a cancellation.
             if reader.uncancel() > cancels and isinstance(error, asyncio.CancelledError):
                 raise
-            raise self._interruption from None
+            raise self._interruption.again() from None
         except Exception as error:
             raise self._attempt.unexpected(error) from error
         finally:
@@ -226,7 +226,7 @@ class LiveGeneration(Generation):
 
     async def _fail(self, error: AprendizError) -> None:
         """Settles as failed. The caller waits a moment, so that the record is there in the usual case, and no longer."""
-        if self._begun and error is not self._interruption:
+        if self._begun and self._interruption is None:
             self._attempt.judge(error)
         await asyncio.wait([self._start_settling(_End("error", "error", Usage(), error))], timeout=_ERROR_WAITS_S)
 

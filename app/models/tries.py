@@ -163,7 +163,8 @@ class Tries:
                 self._attempt = await self._targets.reserve(spec, self._request, self._user_id)
             except AprendizError as error:
                 self._end_retry()
-                await self._go_on(spec, error)
+                if not await self._goes_on(spec, error):
+                    raise self._shown() from error
             else:
                 return
 
@@ -172,14 +173,16 @@ class Tries:
         while True:
             attempt = self.attempt
             try:
-                return await (self._race(attempt) if self.plan.hedge_s and self._course.others else attempt.first())
+                events = await (self._race(attempt) if self.plan.hedge_s and self._course.others else attempt.first())
             except AprendizError as error:
                 attempt.judge(error)
                 await attempt.aclose()
-                failure = error
-            finally:
                 self._end_retry()
-            await self._go_on(attempt.deployment.spec, failure, remote=attempt.deployment.remote)
+                if not await self._goes_on(attempt.deployment.spec, error, remote=attempt.deployment.remote):
+                    raise self._shown() from error
+            else:
+                self._end_retry()
+                return events
             await self.reserve()
 
     def timed_out(self, error: UpstreamTimeout) -> None:
@@ -193,9 +196,9 @@ class Tries:
         self._end_retry()
         await self.attempt.aclose()
 
-    async def _go_on(self, spec: ModelSpec, error: AprendizError, *, remote: bool = False) -> None:
-        """Moves on to the next step after ``error``, and waits where it says so; raises where there is none."""
-        shown = self._remember(error)
+    async def _goes_on(self, spec: ModelSpec, error: AprendizError, *, remote: bool = False) -> bool:
+        """Moves on to the next step after ``error``, and waits where it says so; False where there is none."""
+        self._remember(error)
         step = self._course.after(
             error,
             remote=remote,
@@ -205,23 +208,27 @@ class Tries:
             opened_by=self._targets.opened_by(spec) if isinstance(error, UpstreamCoolingDown) else None,
         )
         if step is None:
-            raise shown
+            return False
         data = {"route": self.plan.name, "from": spec.public_name, "to": step.spec.public_name, "error": error.slug}
         if step.again:
             self._retrying = True
             logger.info("a target is asked again", extra={"data": data})
             await asyncio.sleep(step.wait_s)
-            return
+            return True
         self.fallback = self.fallback or error.slug
         self._targets.metrics.fallbacks.labels(self._targets.metrics.model_label(spec.public_name), error.slug).inc()
         logger.warning("another target is asked", extra={"data": data})
+        return True
 
-    def _remember(self, error: AprendizError) -> AprendizError:
-        """The error to raise in the end: the last real one, or the shortest pause where all targets have one."""
-        if isinstance(error, UpstreamCoolingDown) and self._error is not None and not _sooner(error, self._error):
-            return self._error
-        self._error = error
-        return error
+    def _remember(self, error: AprendizError) -> None:
+        """Keeps the error to raise in the end: the last real one, or the shortest pause where all targets have one."""
+        if not isinstance(error, UpstreamCoolingDown) or self._error is None or _sooner(error, self._error):
+            self._error = error.again()
+
+    def _shown(self) -> AprendizError:
+        """What to raise if nobody answers. A copy: an error that is kept would hold, by its traceback, whatever was read."""
+        assert self._error is not None  # noqa: S101  # somebody has failed
+        return self._error.again()
 
     def _end_retry(self) -> None:
         if self._retrying:

@@ -144,7 +144,7 @@ class ChunkReader:
                     break
                 self._chunk(payload, events)
         except AprendizError as error:
-            self.error = error
+            self.error = error.again()  # without the frames that hold this reader
         return events
 
     def whole(self, raw: bytes) -> list[Event]:

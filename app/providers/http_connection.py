@@ -109,14 +109,14 @@ class HttpConnection(asyncio.Protocol):
         """Returns when ``status`` and ``fields`` are there; raises UpstreamError, UpstreamTimeout, UpstreamUnreachable."""
         while not self._head_done:
             if self._error is not None:
-                raise self._error
+                raise self._error.again()  # not itself: with its traceback it would hold, in a ring, all that was read
             await self._wait()
 
     async def piece(self) -> bytes:
         """What of the body has come since the last call, empty at its true end. Raises as `head` does."""
         while not self._pieces:
             if self._error is not None:
-                raise self._error
+                raise self._error.again()  # not itself: with its traceback it would hold, in a ring, all that was read
             if self._over:
                 return b""
             await self._wait()

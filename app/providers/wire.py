@@ -104,11 +104,13 @@ class WireClient:
                     if events:
                         yield events
                     if reader.error is not None:
-                        raise reader.error
+                        raise reader.error.again()
                 else:
                     events = [_end(reader, response)]
         except UpstreamUnreachable as error:
-            raise self._lost_error(error) from error
+            if self._lost is None:
+                raise
+            raise self._lost() from error
         yield events
 
     async def stream_chat(self, body: Mapping[str, Any], *, path: str = CHAT) -> AsyncGenerator[Event, None]:
@@ -151,10 +153,9 @@ class WireClient:
                 await _must_be(response, content_type)
                 return await response.read(limit=_MAX_WHOLE_BYTES)
         except UpstreamUnreachable as error:
-            raise self._lost_error(error) from error
-
-    def _lost_error(self, error: UpstreamUnreachable) -> AprendizError:
-        return error if self._lost is None else self._lost()
+            if self._lost is None:
+                raise
+            raise self._lost() from error
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import gc
 import logging
 import os
 import random
@@ -18,9 +19,13 @@ import pytest
 from app.core.errors import AprendizError, UpstreamCoolingDown, UpstreamUnreachable
 from app.core.metrics import Metrics
 from app.core.settings import Model, Providers, Routing
+from app.models.live import LiveGeneration
 from app.models.model_manager import ModelManager, ModelStores
+from app.models.tries import Tries
 from app.providers.base import ProviderContext
+from app.providers.chunks import ChunkReader
 from app.providers.registry import ProviderRegistry
+from app.providers.sse import SseParser
 from tests.models.doubles import (
     TIMEOUT_S,
     MemoryAliases,
@@ -233,3 +238,29 @@ async def test_a_storm_of_failures_is_not_answered_by_a_storm_of_retries(make: M
         results = await asyncio.gather(*(ended(manager, f"far/m{number}") for number in range(calls)))
         assert {text for text, _ in results} == {"upstream-error"}
         assert calls + 3 <= server.done.total() <= calls * 1.5
+
+
+def kept() -> list[str]:
+    """What holds the pieces of an answer, by type, as long as anything holds it."""
+    holders = LiveGeneration | Tries | SseParser | ChunkReader
+    return sorted(type(each).__name__ for each in gc.get_objects() if isinstance(each, holders))
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("fault", ["silence after the head", "reset", "cut stream", "error in the stream", "no JSON", "500"])
+async def test_what_was_read_goes_with_the_call(make: Make, fault: str) -> None:
+    """Not when the collector finds a ring of errors and tracebacks: an answer may have many megabytes."""
+    async with FaultyServer(lambda: fault) as server:
+        manager = await make({"r": route(*(f"far/m{number}" for number in range(3)), deadline_s=0.7)}, far=server.url)
+        await ended(manager, "far/first")
+        gc.collect()
+        gc.disable()
+        try:
+            before = kept()
+            await ended(manager, "r")
+            await ended(manager, "far/other")
+            await until(lambda: manager.status().running == 0)
+            await asyncio.sleep(0.05)
+            assert kept() == before
+        finally:
+            gc.enable()
