@@ -28,6 +28,18 @@ def test_a_chain_carries_all_but_the_instructions(service: Service, user: Accoun
     assert get(service, user, second["id"]).json()["instructions"] is None
 
 
+def test_what_earlier_responses_bring_back_is_bounded_as_a_body_is(serve: Serve) -> None:
+    service = serve(server={"max_body_bytes": 20_000}, model={"context_tokens": 100_000})
+    user = service.user()
+    said = create(service, user, input="a" * 8_000)
+    (item,) = read_by(service, user, said["id"])
+    reference = {"type": "item_reference", "id": item["id"]}
+    assert ask(service, user, input=[reference] * 2).status_code == 200
+    refused(ask(service, user, input=[reference] * 3), 400, "input")
+    longer = create(service, user, input="b" * 4_000, previous_response_id=said["id"])
+    refused(ask(service, user, input="c", previous_response_id=longer["id"]), 400, "previous_response_id")
+
+
 def test_a_chain_survives_the_deletion_of_its_beginning(service: Service, user: Account) -> None:
     first = create(service, user, input="one")
     second = create(service, user, input="two", previous_response_id=first["id"])

@@ -8,6 +8,7 @@ is kept all the same, so that it can be rated; as a response it cannot be found.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,7 +62,7 @@ async def find(services: Services, principal: Principal, response_id: str) -> Pr
 async def conversation(services: Services, principal: Principal, response_id: str) -> tuple[Message, ...]:
     """What went into a stored response and what came out, to go on from.
 
-    Raises NotFound, and InvalidRequest where it has no end.
+    Raises NotFound, and InvalidRequest where it has no end, or takes more than a body may.
     """
     field = "previous_response_id"
     try:
@@ -70,6 +71,9 @@ async def conversation(services: Services, principal: Principal, response_id: st
         raise NotFound("Previous response not found. It was never stored, or is deleted.", field=field) from None
     if record.status != "ok":
         raise InvalidRequest("That response did not come to its end; continue from the one before it.", field=field)
+    limit = services.settings.server.max_body_bytes
+    if len(msgspec.json.encode(record.input["messages"])) + len(record.output) > limit:
+        raise InvalidRequest(f"The conversation takes more than {limit} bytes by now; begin a new one.", field=field)
     return *input_of(record), _answer_message(record)
 
 
@@ -104,24 +108,43 @@ def output_of(record: PredictionRecord) -> list[dict[str, Any]]:
 
 
 async def resolve(services: Services, principal: Principal, items: Sequence[AnyItem]) -> list[AnyItem]:
-    """``items`` with what they refer to in the place of references. Raises NotFound."""
-    known: dict[str, dict[str, Mapping[str, Any]]] = {}
+    """``items`` with what they refer to in the place of references.
+
+    Raises NotFound, and InvalidRequest where that would take more than a body may: a reference is short, what it brings is not.
+    """
+    known = await _referenced(services, principal, items)
     resolved: list[AnyItem] = []
     for index, item in enumerate(items):
         if not isinstance(item, ReferenceItem):
             resolved.append(item)
-            continue
-        where = f"input[{index}].id"
-        found = _ITEM.fullmatch(item.id)
-        response_id = found.group(1) if found else ""
-        if response_id not in known:
-            if len(known) == MAX_REFERENCES:
-                raise InvalidRequest(f"input refers to items of more than {MAX_REFERENCES} responses.", field="input")
-            known[response_id] = await _items_of(services, principal, response_id)
-        if item.id not in known[response_id]:
+        elif item.id in known:
+            resolved.append(item_of(msgspec.Raw(known[item.id]), f"input[{index}]"))
+        else:
+            where = f"input[{index}].id"
             raise NotFound("There is no such item. Send its content, or continue with previous_response_id.", field=where)
-        resolved.append(item_of(msgspec.Raw(msgspec.json.encode(known[response_id][item.id])), f"input[{index}]"))
     return resolved
+
+
+async def _referenced(services: Services, principal: Principal, items: Sequence[AnyItem]) -> dict[str, bytes]:
+    """The items that ``items`` refer to, by id, as JSON."""
+    uses = Counter(item.id for item in items if isinstance(item, ReferenceItem))
+    wanted: dict[str, list[str]] = {}
+    for item_id in uses:
+        match = _ITEM.fullmatch(item_id)
+        wanted.setdefault(match.group(1) if match else "", []).append(item_id)
+    if len(wanted) > MAX_REFERENCES:
+        raise InvalidRequest(f"input refers to items of more than {MAX_REFERENCES} responses.", field="input")
+    found: dict[str, bytes] = {}
+    limit, size = services.settings.server.max_body_bytes, 0
+    for response_id, item_ids in wanted.items():
+        known = await _items_of(services, principal, response_id)
+        for item_id in item_ids:
+            if item_id in known:
+                found[item_id] = msgspec.json.encode(known[item_id])
+                size += len(found[item_id]) * uses[item_id]
+        if size > limit:
+            raise InvalidRequest(f"The items that input refers to take more than {limit} bytes. Refer to fewer.", field="input")
+    return found
 
 
 async def _items_of(services: Services, principal: Principal, response_id: str) -> dict[str, Mapping[str, Any]]:
