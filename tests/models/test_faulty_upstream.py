@@ -251,14 +251,16 @@ def kept() -> list[str]:
 async def test_what_was_read_goes_with_the_call(make: Make, fault: str) -> None:
     """Not when the collector finds a ring of errors and tracebacks: an answer may have many megabytes."""
     async with FaultyServer(lambda: fault) as server:
-        manager = await make({"r": route(*(f"far/m{number}" for number in range(3)), deadline_s=0.7)}, far=server.url)
+        targets = [f"far/m{number}" for number in range(3)]
+        routes = {"r": route(*targets, deadline_s=0.7), "hasty": route("far/m", deadline_s=0.1)}
+        manager = await make(routes, far=server.url)
         await ended(manager, "far/first")
         gc.collect()
         gc.disable()
         try:
             before = kept()
-            await ended(manager, "r")
-            await ended(manager, "far/other")
+            for name in ("r", "hasty", "far/other"):
+                await ended(manager, name)
             await until(lambda: manager.status().running == 0)
             await asyncio.sleep(0.05)
             assert kept() == before
