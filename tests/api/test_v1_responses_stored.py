@@ -180,3 +180,10 @@ def test_a_long_conversation_loses_its_beginning_where_that_is_asked_for(serve: 
     assert 1 < len(read) < 9
     again = create(service, user, input="6", previous_response_id=body["id"], truncation="auto")
     assert text(again) == "6"
+
+
+def test_counting_tokens_counts_against_the_limit_of_calls(serve: Serve) -> None:
+    service = serve(rate_limits={"predict": "2/minute"})
+    with service.client(service.user()) as client:
+        answers = [client.post(f"{PATH}/input_tokens", json={"input": "a"}).status_code for _ in range(3)]
+    assert answers == [200, 200, 429]

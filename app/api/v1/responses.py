@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from app.api.answers import admit, count_call
 from app.api.bodies import read_body, require_json
 from app.api.caching import cache_policy
 from app.api.deps import current_principal, get_services
@@ -137,7 +138,8 @@ async def parse(body: bytes, caller: Caller) -> Order:
 
 async def count(request: Request) -> Response:
     """``POST /v1/responses/input_tokens``."""
-    principal, services = _allow(await current_principal(request), "predict"), get_services(request)
+    principal, services = await admit(request), get_services(request)
+    await count_call(services, principal)
     require_json(request.scope["headers"])
     asked = Asked(read(await read_body(request.receive), TOKENS))
     turns = await _conversation(asked, services, principal)
