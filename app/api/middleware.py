@@ -86,11 +86,11 @@ class RequestContext:
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
-        self._metrics.in_flight.inc()
+        self._metrics.open_requests += 1
         try:
             await self._app(scope, receive, stamp)
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.open_requests -= 1
             self._note(scope, status, time.monotonic() - started)
             request_id_var.reset(token)
 

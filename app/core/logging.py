@@ -7,6 +7,7 @@ passwords, tokens and keys are never logged.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import functools
 import json
@@ -31,6 +32,8 @@ MASK = "********"
 _MAX_FIELD = 2000
 _encode = msgspec.json.Encoder().encode
 _MIN_SECRET = 8
+_NOTHING_ELSE = logging.makeLogRecord({}).__dict__
+"""All attributes of a record, for formatters that are not ours."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -47,7 +50,9 @@ class JsonFormatter(logging.Formatter):
         if request_id:
             line["request_id"] = request_id
         data = getattr(record, "data", None)
-        if isinstance(data, Mapping):
+        if isinstance(record, _DataRecord):
+            line.update(record.data)
+        elif isinstance(data, Mapping):
             for key, value in data.items():
                 line.setdefault(key, _clip(value))
         if record.exc_info:
@@ -98,7 +103,7 @@ def configure(settings: Logging, *, stream: TextIO | None = None, secrets: Itera
     Args:
         secrets: texts that no line may hold.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _Lines(stream or sys.stderr)
     handler.setFormatter(Redacting(JsonFormatter() if settings.format == "json" else TextFormatter(), secrets))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -112,10 +117,52 @@ def configure(settings: Logging, *, stream: TextIO | None = None, secrets: Itera
 
 def log_data(logger: logging.Logger, level: int, message: str, data: Mapping[str, Any]) -> None:
     """``logger.log(level, message, extra={"data": data})`` for the hot path: without the walk up the stack for a line number
-    that no formatter of ours shows. The caller has asked ``isEnabledFor``."""
-    record = logging.LogRecord(logger.name, level, "", 0, message, None, None)
-    record.data = data
-    logger.handle(record)
+    that no formatter of ours shows. The caller has asked ``isEnabledFor``, and keeps its values short."""
+    logger.handle(_DataRecord(logger.name, level, message, data))
+
+
+class _DataRecord(logging.LogRecord):
+    """A record with what formatters read, and nothing that has to be asked of the system."""
+
+    def __init__(self, name: str, level: int, message: str, data: Mapping[str, Any]) -> None:
+        self.__dict__ |= _NOTHING_ELSE
+        self.name = name
+        self.levelno = level
+        self.levelname = logging.getLevelName(level)
+        self.msg = message
+        self.created = time.time()
+        self.data = data
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """Hands lines on together where several are written in one turn of the event loop; warnings and worse at once."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._waiting = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.stream.write(self.format(record) + self.terminator)
+            if record.levelno >= logging.WARNING or not self._flush_soon():
+                self.flush()
+        except Exception:  # noqa: BLE001  # as the library's own handlers do: a log that fails must not fail the service
+            self.handleError(record)
+
+    def _flush_soon(self) -> bool:
+        if self._waiting:
+            return True
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False  # another thread, or no loop
+        self._waiting = True
+        loop.call_soon(self._flush_now)
+        return True
+
+    def _flush_now(self) -> None:
+        self._waiting = False
+        self.flush()
 
 
 def _to_line(line: Mapping[str, Any]) -> str:
