@@ -43,7 +43,10 @@ class UsageOut(Struct, frozen=True):
 
 
 class AnswerOut(Struct, frozen=True):
-    """A whole answer. ``id`` works for feedback at once; ``feedback_token`` does so without a login, for 30 days."""
+    """A whole answer. ``id`` works for feedback at once; ``feedback_token`` does so without a login, for 30 days.
+
+    ``fallback``: the problem for which the first target of a route did not answer, or null.
+    """
 
     id: str
     model: str
@@ -54,6 +57,7 @@ class AnswerOut(Struct, frozen=True):
     cached: bool
     feedback_token: str
     conversation_id: str | None
+    fallback: str | None = None
 
 
 def answer_out(prediction: PredictionRecord, settings: Settings) -> AnswerOut:
@@ -68,6 +72,7 @@ def answer_out(prediction: PredictionRecord, settings: Settings) -> AnswerOut:
         cached=prediction.cached,
         feedback_token=sign_feedback_token(prediction.id, settings.security),
         conversation_id=prediction.conversation_id,
+        fallback=prediction.fallback,
     )
 
 

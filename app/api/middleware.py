@@ -49,6 +49,8 @@ and know one method each; the others are for machines. Whatever is not spelled e
 nothing."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_KEY = re.compile(r"apz_[A-Za-z0-9_-]*")
+"""An API key that somebody has put into an address."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _START = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _CLIENT_GONE = 499
@@ -106,7 +108,7 @@ class RequestContext:
             principal = scope.get(PRINCIPAL)
             data = {
                 "method": method,
-                "path": scope["path"][:300],
+                "path": _KEY.sub("apz_…", scope["path"][:300]),
                 "route": route,
                 "status": status,
                 "ms": round(seconds * 1000, 2),

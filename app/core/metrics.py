@@ -16,7 +16,8 @@ from app.core.types import EngineState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_MAX_MODELS = 50
+_MAX_CONFIGURED = 50
+_MAX_OTHERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._models: set[str] = set()
+        self._configured = 0
         self._of_model: dict[str, ModelMetrics] = {}
         r = self.registry
         self.requests = Counter("aprendiz_http_requests", "HTTP requests.", ("route", "method", "status"), registry=r)
@@ -92,12 +94,16 @@ class Metrics:
             "aprendiz_db_commit_tasks", "Writes per group commit.", registry=r, buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
         )
 
-    def model_label(self, name: str) -> str:
-        """``name`` as a label value; past the first fifty distinct names, ``other``."""
+    def model_label(self, name: str, *, configured: bool = False) -> str:
+        """``name`` as a label value; ``other`` past the first fifty names of the configuration and sixteen more.
+
+        Each name brings about a hundred series, and callers may make names up where an upstream exposes all of its models.
+        """
         if name in self._models:
             return name
-        if len(self._models) >= _MAX_MODELS:
+        if len(self._models) >= (_MAX_CONFIGURED if configured else min(self._configured, _MAX_CONFIGURED) + _MAX_OTHERS):
             return "other"
+        self._configured += configured
         self._models.add(name)
         return name
 

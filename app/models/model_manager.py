@@ -116,7 +116,7 @@ class ModelManager:
         await self._aliases.load()
         self._names.check()
         for name in self._names.written():  # before callers make names up, where an upstream takes any: labels are few
-            self._metrics.model_label(name)
+            self._metrics.model_label(name, configured=True)
         self._ticker = asyncio.create_task(self._tick_forever(), name="models ticker")
         if self._settings.preload:
             self._load_default()

@@ -6,11 +6,9 @@ money, and for the name of the field that it complains of. They are logged at DE
 
 from __future__ import annotations
 
-import email.utils
 import logging
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 
 import msgspec
 
@@ -25,10 +23,9 @@ from app.core.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
+from app.providers.wire_errors import retry_after_s
 
 _LOGGED_CHARACTERS = 500
-_WAIT_S = 5.0
-_MAX_WAIT_S = 3600.0
 _TYPES = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -149,7 +146,7 @@ def _too_large(_: _Error, __: str | None) -> AprendizError:
 
 
 def _busy(_: _Error, retry_after: str | None) -> AprendizError:
-    return UpstreamBusy("The model provider is busy. Try again later.", retry_after=seconds(retry_after))
+    return UpstreamBusy("The model provider is busy. Try again later.", retry_after=retry_after_s(retry_after))
 
 
 def _timeout(_: _Error, __: str | None) -> AprendizError:
@@ -171,20 +168,6 @@ _BY_STATUS: dict[int, Callable[[_Error, str | None], AprendizError]] = {
     504: _timeout,
     529: _busy,
 }
-
-
-def seconds(retry_after: str | None) -> float:
-    """The wait of a ``Retry-After`` header, a number or a date, between 0 and an hour; 5 where there is none."""
-    if not retry_after:
-        return _WAIT_S
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", retry_after):
-        return min(float(retry_after), _MAX_WAIT_S)
-    try:
-        at = email.utils.parsedate_to_datetime(retry_after)
-    except ValueError:
-        return _WAIT_S
-    wait = (at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)
-    return min(max(wait.total_seconds(), 0.0), _MAX_WAIT_S)
 
 
 def _read(raw: bytes) -> _Error:

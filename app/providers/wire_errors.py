@@ -29,7 +29,6 @@ from app.core.errors import (
 
 _LOGGED_CHARACTERS = 500
 _LOGGED_NAME = 60
-_BUSY_S = 5.0
 _MOST_S = 3600.0
 _NOTHING = msgspec.Raw(b"null")  # msgspec knows no `Raw | None`
 _TOO_LONG = re.compile(
@@ -114,7 +113,7 @@ def status_error(status: int, raw: bytes, headers: Mapping[str, str]) -> Aprendi
     """
     error = error_of(raw)
     _log(status, error, raw)
-    return _error(status, error, retry_after_s(headers))
+    return _error(status, error, retry_after_s(headers.get("retry-after")))
 
 
 def body_error(raw: bytes) -> AprendizError:
@@ -126,11 +125,11 @@ def body_error(raw: bytes) -> AprendizError:
     status = error.code if isinstance(error.code, int) else _STATUS_OF_TYPE.get(str(error.code))
     status = status or _STATUS_OF_TYPE.get(error.type or "", 0)
     if error.too_long or 400 <= status < 500 or status in (503, 529):
-        return _error(400 if error.too_long else status, error, _BUSY_S)
+        return _error(400 if error.too_long else status, error, None)
     return UpstreamError("The model provider broke off the answer with an error. Try again.")
 
 
-def _error(status: int, error: WireError | None, retry_after: float) -> AprendizError:
+def _error(status: int, error: WireError | None, retry_after: float | None) -> AprendizError:
     if status in (400, 409, 413, 422):
         return _request_error(status, error or WireError())
     if status in (401, 403):
@@ -166,15 +165,16 @@ def _not_found(error: WireError | None) -> AprendizError:
     return UnknownModel("The model provider does not know this model.", field="model")
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float:
-    """The wait that a response asks for, in seconds: a number or a date, bounded to an hour; 5 where it asks for none."""
-    value = headers.get("retry-after", "")
+def retry_after_s(value: str | None) -> float | None:
+    """The wait that a header ``Retry-After`` asks for, in seconds: a number or a date, bounded to an hour; None for none."""
+    if not value:
+        return None
     if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", value):
         return min(float(value), _MOST_S)
     try:
         at = email.utils.parsedate_to_datetime(value[:64])
     except ValueError:
-        return _BUSY_S
+        return None
     wait = (at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)
     return min(max(wait.total_seconds(), 0.0), _MOST_S)
 

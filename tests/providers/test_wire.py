@@ -237,7 +237,7 @@ async def test_statuses_become_our_errors(runtime_dir: Path, response: bytes, er
 
 
 async def test_retry_after_is_passed_on_and_bounded(runtime_dir: Path) -> None:
-    for value, seconds in (("7", 7), ("99999999", 3600), ("soon", 5), ("-3", 5)):
+    for value, seconds in (("7", 7), ("99999999", 3600), ("soon", None), ("-3", None)):
         async with server(runtime_dir, says(refusal(429, Retry_After=value))) as client:
             with pytest.raises(UpstreamBusy) as caught:
                 await collect(client)

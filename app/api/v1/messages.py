@@ -20,6 +20,7 @@ from app.api.answers import admit, count_call
 from app.api.bodies import read_body, require_json
 from app.api.caching import cache_policy
 from app.api.deps import get_services
+from app.api.disconnect import until_disconnect
 from app.api.door import Caller, Door, Headers, Order
 from app.api.problems import vendor_body
 from app.api.v1.chat import extras
@@ -114,11 +115,12 @@ class CountDoor:
         state = await count_call(services, principal)
         require_json(scope["headers"])
         try:
-            body = decode(await read_body(receive), COUNT)
+            request = to_request(decode(await read_body(receive), COUNT), request_id=request_id_var.get())
+            async with until_disconnect(scope, receive):
+                tokens = await services.models.count_tokens(request, principal)
         except ClientDisconnect:
             return
-        request = to_request(body, request_id=request_id_var.get())
-        content = _encode(TokenCountOut(await services.models.count_tokens(request, principal)))
+        content = _encode(TokenCountOut(tokens))
         headers = [
             *limit_headers(state),
             (b"content-type", b"application/json"),

@@ -19,6 +19,7 @@ from app.api.answers import admit, count_call
 from app.api.bodies import read_body, require_json
 from app.api.caching import cache_policy
 from app.api.deps import current_principal, get_services
+from app.api.disconnect import until_disconnect
 from app.api.door import Caller, Door, Order
 from app.api.v1.common import read
 from app.api.v1.responses_body import RESPONSES, TOKENS, Asked, AskedResponse, name_field
@@ -147,7 +148,8 @@ async def count(request: Request) -> Response:
         messages=(*_lead(asked), *turns), model=asked.model, sampling=asked.sampling(), request_id=request_id_var.get()
     )
     try:
-        tokens = await services.models.count_tokens(wanted, principal)
+        async with until_disconnect(request.scope, request.receive):
+            tokens = await services.models.count_tokens(wanted, principal)
     except AprendizError as error:
         name_field(error)
         raise
