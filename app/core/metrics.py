@@ -51,8 +51,8 @@ class Metrics:
         )
         self.open_requests = 0
         """HTTP requests now being answered: a plain number, since it changes twice with each of them."""
-        in_flight = Gauge("aprendiz_http_requests_in_flight", "HTTP requests now being answered.", registry=r)
-        in_flight.set_function(lambda: self.open_requests)
+        self.in_flight = Gauge("aprendiz_http_requests_in_flight", "HTTP requests now being answered.", registry=r)
+        self.in_flight.set_function(lambda: self.open_requests)
         self.predictions = Counter("aprendiz_predictions", "Predictions.", ("model", "status"), registry=r)
         self.first_token_seconds = Histogram(
             "aprendiz_time_to_first_token_seconds",

@@ -43,10 +43,10 @@ async def race(
         losers = [each for each in runners if each is not winner]
         for each in losers:
             each.cancel()
+        for each in losers:
+            spawn(_let_go(each))  # before anything is awaited: a second cancellation must not leave one behind
         if winner is None:
             await asyncio.wait(losers)
-        for each in losers:
-            spawn(_let_go(each))
 
 
 async def _first_to_answer(runners: list[asyncio.Task[Lead]]) -> asyncio.Task[Lead]:

@@ -24,8 +24,10 @@ def test_a_prompt_gets_a_whole_answer(service: Service, user: Account) -> None:
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
     assert set(body) == {
-        "id", "model", "version", "text", "finish_reason", "usage", "cached", "feedback_token", "conversation_id"
+        "id", "model", "version", "text", "finish_reason", "usage", "cached", "feedback_token", "conversation_id",
+        "fallback",
     }  # fmt: skip
+    assert body["fallback"] is None
     assert body["text"] == "good morning"
     assert body["model"] == "echo/echo"
     assert body["usage"]["completion_tokens"] > 0

@@ -58,8 +58,16 @@ def test_ids_sort_by_time_and_have_the_form_of_uuid7() -> None:
 def test_model_labels_are_bounded() -> None:
     metrics = Metrics()
     labels = {metrics.model_label(f"m{number}") for number in range(10_000)}
-    assert len(labels) == 51
+    assert len(labels) == 17
     assert "other" in labels
+
+
+def test_configured_models_have_labels_of_their_own() -> None:
+    metrics = Metrics()
+    mine = {metrics.model_label(f"mine{number}", configured=True) for number in range(50)}
+    assert len(mine) == 50
+    assert len({metrics.model_label(f"m{number}") for number in range(10_000)}) == 17
+    assert {metrics.model_label(name) for name in mine} == mine
 
 
 def test_one_engine_state_holds() -> None:
