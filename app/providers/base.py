@@ -72,6 +72,14 @@ class ProviderContext:
     hashes: FileHashes = field(default_factory=FileHashes)
 
 
+async def flat(batches: AsyncGenerator[Sequence[Event], None]) -> AsyncGenerator[Event, None]:
+    """The events of ``batches`` one by one, which is `LoadedModel.stream` for whoever makes batches."""
+    async with contextlib.aclosing(batches):
+        async for batch in batches:
+            for event in batch:
+                yield event
+
+
 class LoadedModel(abc.ABC):
     """One model that is ready to answer."""
 

@@ -17,8 +17,8 @@ import msgspec
 from app.core.addresses import upstream_address
 from app.core.errors import AprendizError, InvalidRequest, UnknownModel, UpstreamError, UpstreamUnreachable
 from app.core.settings import Upstream
-from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
-from app.providers.base import BaseLLMProvider, Capabilities, LoadedModel, ProviderContext
+from app.core.types import EngineState, Event, GenerationRequest, VersionInfo
+from app.providers.base import Capabilities
 from app.providers.claude_errors import answer_error
 from app.providers.claude_events import EventReader, counted, whole
 from app.providers.claude_parts import refuse_addresses
@@ -26,7 +26,7 @@ from app.providers.claude_request import count_body, messages_body
 from app.providers.estimate import prompt_tokens
 from app.providers.http import HttpClient, HttpResponse
 from app.providers.sse import EventTooLarge, SseParser
-from app.providers.upstreams import RemoteModel, allows_private, check_remote, is_inside, remote_version, whole_is_safe
+from app.providers.upstreams import RemoteModel, RemoteProvider, allows_private, is_inside, whole_is_safe
 
 _MESSAGES = "/v1/messages"
 _COUNT = "/v1/messages/count_tokens"
@@ -43,36 +43,21 @@ _NO_SUCH_ROUTE = (404, 405, 501)
 logger = logging.getLogger(__name__)
 
 
-class ClaudeProvider(BaseLLMProvider):
-    """The models of one upstream.
-
-    Args:
-        context: as for every provider.
-        name: the upstream's name; its models are ``NAME/MODEL``.
-        upstream: its settings, key included.
-    """
+class ClaudeProvider(RemoteProvider):
+    """The models of one upstream; see `RemoteProvider`."""
 
     name = "claude"
 
-    def __init__(self, context: ProviderContext, name: str, upstream: Upstream) -> None:
-        super().__init__(context)
-        self._upstream_name = name
-        self._upstream = upstream
-        self._gate = asyncio.Semaphore(upstream.max_concurrency)
-
-    async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
-        """Ready at once: the upstream is asked nothing before the first request."""
-        check_remote(spec, self._upstream)
-        model = ClaudeModel(
-            remote_version(self._upstream_name, self._upstream, spec.model),
+    def model(self, version: VersionInfo, *, on_state: Callable[[EngineState], None]) -> ClaudeModel:
+        """See `RemoteProvider.model`."""
+        return ClaudeModel(
+            version,
             self._upstream,
             outside=not is_inside(self._upstream_name, self._upstream),
             client=_client(self._upstream_name, self._upstream),
             gate=self._gate,
             on_state=on_state,
         )
-        on_state(EngineState.READY)
-        return model
 
 
 class ClaudeModel(RemoteModel):
@@ -104,13 +89,6 @@ class ClaudeModel(RemoteModel):
         half = _MAX_TOKENS if upstream.context_tokens is None else upstream.context_tokens // 2
         self._max_tokens = min(_MAX_TOKENS, half)
         self._upstream = upstream
-
-    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """See `LoadedModel.stream`."""
-        async with contextlib.aclosing(self.batches(request)) as batches:
-            async for batch in batches:
-                for event in batch:
-                    yield event
 
     async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
         """See `LoadedModel.batches`: a list for each read from the network, or one in all for a whole answer."""

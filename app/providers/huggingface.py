@@ -16,7 +16,7 @@ from typing import Any
 
 from app.core.errors import ModelLoadFailed, UnknownModel
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
-from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
+from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext, flat
 from app.providers.engine import Engine, Timings
 from app.providers.versions import version_info
 from app.providers.wire import chat_body
@@ -104,12 +104,9 @@ class HuggingFaceModel(LoadedModel):
             slots=int(facts["slots"]), context_tokens=int(facts["context_tokens"]), logprobs=True, seed=True
         )
 
-    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+    def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """See `LoadedModel.stream`."""
-        async with contextlib.aclosing(self.batches(request)) as batches:
-            async for batch in batches:
-                for event in batch:
-                    yield event
+        return flat(self.batches(request))
 
     async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
         """See `LoadedModel.batches`. Always a stream, even where the answer is wanted whole: so leaving ends the work."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from app.core.errors import AprendizError, ModelLoadFailed, UnknownModel, UpstreamError
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
-from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
+from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext, flat
 from app.providers.engine import Engine, Timings
 from app.providers.llamacpp_grammar import Trials
 from app.providers.llamacpp_messages import prompt_of
@@ -142,12 +142,9 @@ class LlamaCppModel(LoadedModel):
         self._forms = forms
         self._trials = Trials()
 
-    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+    def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """See `LoadedModel.stream`."""
-        async with contextlib.aclosing(self.batches(request)) as batches:
-            async for batch in batches:
-                for event in batch:
-                    yield event
+        return flat(self.batches(request))
 
     async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
         """See `LoadedModel.batches`. Always a stream, even where the answer is wanted whole: so leaving ends the work."""

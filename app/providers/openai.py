@@ -19,48 +19,31 @@ from app.core.types import (
     EngineState,
     Event,
     GenerationRequest,
-    ModelSpec,
     Sampling,
     VersionInfo,
 )
-from app.providers.base import BaseLLMProvider, Capabilities, LoadedModel, ProviderContext
+from app.providers.base import Capabilities
 from app.providers.chunks import sampling_fields
 from app.providers.embeddings import read_embeddings
 from app.providers.estimate import prompt_tokens
 from app.providers.openai_messages import wire_messages, without_marker
-from app.providers.upstreams import RemoteModel, check_remote, is_inside, is_vendor, remote_version, whole_is_safe, wire_client
+from app.providers.upstreams import RemoteModel, RemoteProvider, is_inside, is_vendor, whole_is_safe, wire_client
 from app.providers.wire import CHAT
 
 _COMPLETIONS = "/v1/completions"
 _EMBEDDINGS = "/v1/embeddings"
 
 
-class OpenAIProvider(BaseLLMProvider):
-    """The models of one upstream.
-
-    Args:
-        context: as for every provider.
-        name: the upstream's name; its models are ``NAME/MODEL``.
-        upstream: its settings, key included.
-    """
+class OpenAIProvider(RemoteProvider):
+    """The models of one upstream; see `RemoteProvider`."""
 
     name = "openai"
 
-    def __init__(self, context: ProviderContext, name: str, upstream: Upstream) -> None:
-        super().__init__(context)
-        self._upstream_name = name
-        self._upstream = upstream
-        self._gate = asyncio.Semaphore(upstream.max_concurrency)
-
-    async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
-        """Ready at once: the upstream is asked nothing before the first request."""
-        check_remote(spec, self._upstream)
-        version = remote_version(self._upstream_name, self._upstream, spec.model)
+    def model(self, version: VersionInfo, *, on_state: Callable[[EngineState], None]) -> OpenAIModel:
+        """See `RemoteProvider.model`."""
         deadline_s = self.context.model.answer_timeout_s
         name, upstream = self._upstream_name, self._upstream
-        model = OpenAIModel(version, name, upstream, gate=self._gate, on_state=on_state, deadline_s=deadline_s)
-        on_state(EngineState.READY)
-        return model
+        return OpenAIModel(version, name, upstream, gate=self._gate, on_state=on_state, deadline_s=deadline_s)
 
 
 class OpenAIModel(RemoteModel):
@@ -98,13 +81,6 @@ class OpenAIModel(RemoteModel):
         )
         super().__init__(version, capabilities, gate=gate, on_state=on_state)
         self._client = wire_client(name, upstream)
-
-    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """See `LoadedModel.stream`."""
-        async with contextlib.aclosing(self.batches(request)) as batches:
-            async for batch in batches:
-                for event in batch:
-                    yield event
 
     async def batches(self, request: GenerationRequest) -> AsyncGenerator[Sequence[Event], None]:
         """See `LoadedModel.batches`."""

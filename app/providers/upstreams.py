@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
 from app.core.addresses import upstream_address
 from app.core.errors import ModelLoadFailed, UnknownModel
 from app.core.settings import VENDOR_URLS, Upstream
-from app.core.types import EngineState, ModelSpec, VersionInfo
-from app.providers.base import Capabilities, EngineStatus, LoadedModel
+from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
+from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext, flat
 from app.providers.versions import text_hash, version_info
 from app.providers.wire import WireClient
 
@@ -88,6 +89,33 @@ def check_remote(spec: ModelSpec, upstream: Upstream) -> None:
         raise ModelLoadFailed(f"The upstream {spec.provider} has no key; set {upstream.key_name} in the environment.")
 
 
+class RemoteProvider(BaseLLMProvider):
+    """The models of one upstream.
+
+    Args:
+        context: as for every provider.
+        name: the upstream's name; its models are ``NAME/MODEL``.
+        upstream: its settings, key included.
+    """
+
+    def __init__(self, context: ProviderContext, name: str, upstream: Upstream) -> None:
+        super().__init__(context)
+        self._upstream_name = name
+        self._upstream = upstream
+        self._gate = asyncio.Semaphore(upstream.max_concurrency)
+
+    async def open(self, spec: ModelSpec, *, on_state: Callable[[EngineState], None]) -> LoadedModel:
+        """Ready at once: the upstream is asked nothing before the first request. Raises as `check_remote`."""
+        check_remote(spec, self._upstream)
+        model = self.model(remote_version(self._upstream_name, self._upstream, spec.model), on_state=on_state)
+        on_state(EngineState.READY)
+        return model
+
+    @abc.abstractmethod
+    def model(self, version: VersionInfo, *, on_state: Callable[[EngineState], None]) -> RemoteModel:
+        """One model of the upstream, in its format."""
+
+
 class RemoteModel(LoadedModel):
     """The parts of a remote model that are the same in every format: it is ready until it is closed.
 
@@ -109,6 +137,10 @@ class RemoteModel(LoadedModel):
         self._gate = gate
         self._on_state = on_state
         self._closed = False
+
+    def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """See `LoadedModel.stream`."""
+        return flat(self.batches(request))
 
     def status(self) -> EngineStatus:
         """See `LoadedModel.status`; there is no process of ours."""

@@ -16,6 +16,7 @@ import msgspec
 
 from app.core.errors import AprendizError, InvalidRequest, UpstreamError, UpstreamUnreachable
 from app.core.types import Event, GenerationRequest
+from app.providers.base import flat
 from app.providers.chunks import ChunkReader, sampling_fields
 from app.providers.http import HttpClient, HttpResponse
 from app.providers.sse import EventTooLarge, SseParser
@@ -113,12 +114,9 @@ class WireClient:
             raise self._lost() from error
         yield events
 
-    async def stream_chat(self, body: Mapping[str, Any], *, path: str = CHAT) -> AsyncGenerator[Event, None]:
+    def stream_chat(self, body: Mapping[str, Any], *, path: str = CHAT) -> AsyncGenerator[Event, None]:
         """`batches_chat`, flat."""
-        async with contextlib.aclosing(self.batches_chat(body, path=path)) as batches:
-            async for batch in batches:
-                for event in batch:
-                    yield event
+        return flat(self.batches_chat(body, path=path))
 
     async def whole_chat(self, body: Mapping[str, Any], *, path: str = CHAT) -> Sequence[Event]:
         """The same answer, asked for in one piece: no events to parse. Raises as `batches_chat` does.

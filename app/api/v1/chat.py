@@ -18,7 +18,7 @@ from app.api import sse
 from app.api.door import Caller, Door, Headers, Order
 from app.api.problems import vendor_body
 from app.api.v1.chat_bodies import CHAT, ChatBody
-from app.api.v1.common import AprendizOut, UsageOut, limit_headers, model_name, read, seed_of, usage_out
+from app.api.v1.common import AprendizOut, StreamOptionsBody, UsageOut, limit_headers, model_name, read, seed_of, usage_out
 from app.api.v1.describe import Operation
 from app.api.vendor_errors import openai
 from app.core.ids import uuid7
@@ -78,32 +78,66 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     service_tier: Literal["default"] | UnsetType = UNSET
 
 
-class ChatShape:
-    """See `app.api.door.Shape`.
+class ChunkShape:
+    """What the answers of both of OpenAI's completions have in common; see `app.api.door.Shape`.
 
     Args:
         ids: of the predictions, one for each choice.
-        body: what was asked.
+        options: what was asked of a stream.
     """
 
     heartbeat = sse.HEARTBEAT
 
-    def __init__(self, settings: Settings, ids: Sequence[str], body: ChatBody) -> None:
+    def __init__(self, settings: Settings, ids: Sequence[str], options: StreamOptionsBody | None) -> None:
         self._settings = settings
         self._ids = ids
-        self._with_usage = body.stream_options is not None and body.stream_options.include_usage is True
-        self._with_logprobs = bool(body.logprobs)
-        self._alternatives = body.top_logprobs or 0
-        self._tier = body.service_tier is not None
+        self._with_usage = options is not None and options.include_usage is True
         self._began = time.monotonic()
         self._head = self._tail = b""
-        self._texts: list[bytes] = []
-        self._waiting: dict[int, str] = {}
 
     def headers(self, state: RateState) -> Headers:
         """See `Shape.headers`."""
         spent = int((time.monotonic() - self._began) * 1000)
         return [*limit_headers(state), (b"openai-processing-ms", b"%d" % spent)]
+
+    def failure(self, error: BaseException) -> bytes:
+        """See `Shape.failure`. Without the end that a whole stream has."""
+        return b"data: " + encode(vendor_body(error, openai)) + b"\n\n"
+
+    def begin(self, kind: str, generation: Generation, **more: str) -> None:
+        """Makes what all chunks begin and end with."""
+        fields = {
+            "id": self._ids[0],
+            "object": kind,
+            "created": int(time.time()),
+            "model": generation.model,
+            "system_fingerprint": generation.version,
+            **more,
+        }
+        self._head = b"data: " + encode(fields)[:-1] + b',"choices":['
+        # the vendor writes "usage" in all chunks of a stream that ends with it
+        self._tail = b'],"usage":null}\n\n' if self._with_usage else b"]}\n\n"
+
+    def closing(self, choice: Any, prediction: PredictionRecord) -> bytes:
+        """The last chunk of one choice."""
+        extra = b',"aprendiz":' + encode(extras(prediction, self._settings))
+        return self._head + encode(choice) + b"]" + extra + self._tail[1:]
+
+    def end(self, usage: UsageOut) -> bytes:
+        """What comes after all choices: the tokens if asked for, and the end."""
+        return (self._head + b'],"usage":' + encode(usage) + b"}\n\n" if self._with_usage else b"") + DONE
+
+
+class ChatShape(ChunkShape):
+    """Chat completions."""
+
+    def __init__(self, settings: Settings, ids: Sequence[str], body: ChatBody) -> None:
+        super().__init__(settings, ids, body.stream_options)
+        self._with_logprobs = bool(body.logprobs)
+        self._alternatives = body.top_logprobs or 0
+        self._tier = body.service_tier is not None
+        self._texts: list[bytes] = []
+        self._waiting: dict[int, str] = {}
 
     def whole(self, answers: Sequence[Completed]) -> bytes:
         """See `Shape.whole`."""
@@ -123,18 +157,8 @@ class ChatShape:
 
     def first(self, generation: Generation) -> bytes:
         """See `Shape.first`: the role of each choice."""
-        fields = {
-            "id": self._ids[0],
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": generation.model,
-            "system_fingerprint": generation.version,
-        }
-        if self._tier:
-            fields["service_tier"] = "default"
-        self._head = b"data: " + encode(fields)[:-1] + b',"choices":['
-        # the vendor writes "usage" in all chunks of a stream that ends with it
-        self._tail = b'],"usage":null}\n\n' if self._with_usage else b"]}\n\n"
+        tier = {"service_tier": "default"} if self._tier else {}
+        self.begin("chat.completion.chunk", generation, **tier)
         self._texts = [self._head + b'{"index":%d,"delta":{"content":' % index for index in range(len(self._ids))]
         opening = {"role": "assistant", "content": "", "refusal": None}
         return b"".join(self._chunk(index, opening) for index in range(len(self._ids)))
@@ -157,15 +181,8 @@ class ChatShape:
             }
             if len(answers) > 1:
                 choice["prediction_id"] = each.prediction.id
-            extra = b',"aprendiz":' + encode(extras(each.prediction, self._settings))
-            found.append(self._head + encode(choice) + b"]" + extra + self._tail[1:])
-        if self._with_usage:
-            found.append(self._head + b'],"usage":' + encode(usage_out([each.answer.usage for each in answers])) + b"}\n\n")
-        return b"".join([*found, DONE])
-
-    def failure(self, error: BaseException) -> bytes:
-        """See `Shape.failure`. Without the end that a whole stream has."""
-        return b"data: " + encode(vendor_body(error, openai)) + b"\n\n"
+            found.append(self.closing(choice, each.prediction))
+        return b"".join([*found, self.end(usage_out([each.answer.usage for each in answers]))])
 
     def _choice(self, index: int, each: Completed, *, several: bool) -> ChoiceOut:
         answer = each.answer

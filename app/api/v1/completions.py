@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -10,10 +9,8 @@ import msgspec
 from msgspec import Meta, Struct
 from starlette.routing import Route
 
-from app.api import sse
-from app.api.door import Caller, Door, Headers, Order
-from app.api.problems import vendor_body
-from app.api.v1.chat import DONE, encode, extras
+from app.api.door import Caller, Door, Order
+from app.api.v1.chat import ChunkShape, encode, extras
 from app.api.v1.common import (
     MAX_TEXT,
     AprendizOut,
@@ -31,7 +28,6 @@ from app.api.v1.common import (
     TopP,
     UsageOut,
     check_storable,
-    limit_headers,
     model_name,
     read,
     refuse,
@@ -40,7 +36,6 @@ from app.api.v1.common import (
     usage_of_prompts,
 )
 from app.api.v1.describe import Operation
-from app.api.vendor_errors import openai
 from app.core.errors import InvalidRequest
 from app.core.ids import uuid7
 from app.core.types import Event, GenerationRequest, Message, Sampling, TextDelta, TokenLogprobs
@@ -48,7 +43,6 @@ from app.core.types import Event, GenerationRequest, Message, Sampling, TextDelt
 if TYPE_CHECKING:
     from app.core.settings import Settings
     from app.models.generation import Completed, Generation
-    from app.security.rate_limit import RateState
 
 PATH: Final = "/v1/completions"
 _MAX_PROMPTS: Final = 16
@@ -146,33 +140,17 @@ class TextCompletion(Struct, frozen=True, kw_only=True):
     aprendiz: AprendizOut
 
 
-class CompletionShape:
-    """See `app.api.door.Shape`.
-
-    Args:
-        ids: of the predictions, one for each choice.
-        body: what was asked.
-    """
-
-    heartbeat = sse.HEARTBEAT
+class CompletionShape(ChunkShape):
+    """Completions of bare prompts."""
 
     def __init__(self, settings: Settings, ids: Sequence[str], body: CompletionBody) -> None:
-        self._settings = settings
-        self._ids = ids
+        super().__init__(settings, ids, body.stream_options)
         self._n = body.n or 1
-        self._with_usage = body.stream_options is not None and body.stream_options.include_usage is True
         self._alternatives = body.logprobs
         # With ``echo`` each answer begins with its prompt.
         self._before = [prompt if body.echo else "" for prompt in body.prompts for _ in range(self._n)]
         self._offsets = [len(text) for text in self._before]
         self._waiting: dict[int, str] = {}
-        self._began = time.monotonic()
-        self._head = self._tail = b""
-
-    def headers(self, state: RateState) -> Headers:
-        """See `Shape.headers`."""
-        spent = int((time.monotonic() - self._began) * 1000)
-        return [*limit_headers(state), (b"openai-processing-ms", b"%d" % spent)]
 
     def whole(self, answers: Sequence[Completed]) -> bytes:
         """See `Shape.whole`."""
@@ -191,15 +169,7 @@ class CompletionShape:
 
     def first(self, generation: Generation) -> bytes:
         """See `Shape.first`: nothing, or the prompts where they are to be said again."""
-        fields = {
-            "id": self._ids[0],
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": generation.model,
-            "system_fingerprint": generation.version,
-        }
-        self._head = b"data: " + encode(fields)[:-1] + b',"choices":['
-        self._tail = b'],"usage":null}\n\n' if self._with_usage else b"]}\n\n"
+        self.begin("text_completion", generation)
         return b"".join(self._chunk(index, text) for index, text in enumerate(self._before) if text)
 
     def piece(self, choice: int, events: Sequence[Event]) -> bytes:
@@ -224,15 +194,8 @@ class CompletionShape:
             choice = TextChoiceOut(
                 text="", index=index, logprobs=None, finish_reason=_reason(each), prediction_id=each.prediction.id
             )
-            extra = b',"aprendiz":' + encode(extras(each.prediction, self._settings))
-            found.append(self._head + encode(choice) + b"]" + extra + self._tail[1:])
-        if self._with_usage:
-            found.append(self._head + b'],"usage":' + encode(self._usage(answers)) + b"}\n\n")
-        return b"".join([*found, DONE])
-
-    def failure(self, error: BaseException) -> bytes:
-        """See `Shape.failure`. Without the end that a whole stream has."""
-        return b"data: " + encode(vendor_body(error, openai)) + b"\n\n"
+            found.append(self.closing(choice, each.prediction))
+        return b"".join([*found, self.end(self._usage(answers))])
 
     def _choice(self, index: int, each: Completed) -> TextChoiceOut:
         logprobs = None if self._alternatives is None else self._logprobs(index, each.answer.logprobs)

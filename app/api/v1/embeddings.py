@@ -17,6 +17,7 @@ from app.api.answers import admit, count_call
 from app.api.bodies import read_body, require_json
 from app.api.deps import get_services
 from app.api.disconnect import until_disconnect
+from app.api.door import send_json
 from app.api.v1.common import MAX_TEXT, Label, ModelName, check_storable, limit_headers, model_name, read
 from app.api.v1.describe import Operation
 from app.core.errors import InvalidRequest
@@ -94,14 +95,7 @@ class EmbeddingsDoor:
                 usage=EmbeddingUsageOut(found.prompt_tokens, found.prompt_tokens),
             )
         )
-        headers = [
-            *limit_headers(state),
-            (b"content-type", b"application/json"),
-            (b"cache-control", b"no-store"),
-            (b"content-length", str(len(content)).encode()),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        await send_json(send, content, limit_headers(state))
 
 
 def _request(wanted: EmbeddingsBody, request_id: str) -> EmbeddingRequest:

@@ -18,10 +18,9 @@ from starlette.types import Receive, Scope, Send
 from app.api import vendor_limits
 from app.api.answers import admit, count_call
 from app.api.bodies import read_body, require_json
-from app.api.caching import cache_policy
 from app.api.deps import get_services
 from app.api.disconnect import until_disconnect
-from app.api.door import Caller, Door, Headers, Order
+from app.api.door import Caller, Door, Headers, Order, send_json
 from app.api.problems import vendor_body
 from app.api.v1.chat import extras
 from app.api.v1.common import AprendizOut
@@ -120,15 +119,7 @@ class CountDoor:
                 tokens = await services.models.count_tokens(request, principal)
         except ClientDisconnect:
             return
-        content = _encode(TokenCountOut(tokens))
-        headers = [
-            *limit_headers(state),
-            (b"content-type", b"application/json"),
-            (b"cache-control", b"no-store"),
-            (b"content-length", b"%d" % len(content)),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        await send_json(send, _encode(TokenCountOut(tokens)), limit_headers(state))
 
 
 def limit_headers(state: RateState) -> Headers:
@@ -140,15 +131,12 @@ def limit_headers(state: RateState) -> Headers:
 async def parse(body: bytes, caller: Caller) -> Order:
     """The order in a body. Raises InvalidRequest."""
     wanted = decode(body, MESSAGES)
-    policy, max_age_s = cache_policy(caller.headers)
     prediction_id = uuid7()
     request = to_request(
         wanted,
         request_id=caller.request_id,
         prediction_id=prediction_id,
         whole=not wanted.stream,
-        cache=policy,
-        max_age_s=max_age_s,
     )
     return Order((request,), MessagesShape(caller.services.settings, prediction_id, wanted), stream=bool(wanted.stream))
 

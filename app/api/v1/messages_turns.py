@@ -28,7 +28,7 @@ from app.api.v1.messages_bodies import (
 from app.api.v1.messages_parts import Part, content_of, marker_of, part_of, with_marker, wrong
 from app.api.v1.messages_tools import tool_choice, tools_of
 from app.api.v1.schemas import json_schema_format
-from app.core.types import CachePolicy, GenerationRequest, Message, Sampling
+from app.core.types import GenerationRequest, Message, Sampling
 
 _ROLES: Final = {
     "text": ("user", "assistant", "system"),
@@ -49,8 +49,6 @@ def to_request(
     request_id: str,
     prediction_id: str | None = None,
     whole: bool = False,
-    cache: CachePolicy = "auto",
-    max_age_s: float | None = None,
 ) -> GenerationRequest:
     """The call as ``models`` takes it; all but ``body`` as in `GenerationRequest`. Raises InvalidRequest, with the place."""
     messages = _system(body)
@@ -67,8 +65,6 @@ def to_request(
         request_id=request_id,
         prediction_id=prediction_id,
         whole=whole,
-        cache=cache,
-        max_age_s=max_age_s,
     )
 
 

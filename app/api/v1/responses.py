@@ -17,7 +17,6 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.answers import admit, count_call
 from app.api.bodies import read_body, require_json
-from app.api.caching import cache_policy
 from app.api.deps import current_principal, get_services
 from app.api.disconnect import until_disconnect
 from app.api.door import Caller, Door, Order
@@ -111,15 +110,13 @@ async def parse(body: bytes, caller: Caller) -> Order:
     asked = AskedResponse(read(body, RESPONSES))
     turns = await _conversation(asked, caller.services, caller.principal)
     echo, prediction_id = asked.echo(), uuid7()
-    # What is left out of a long conversation depends on who answers: such an answer is not one for the cache.
-    cache, max_age_s = ("off", None) if asked.truncate else cache_policy(caller.headers)
     request = GenerationRequest(
         messages=(*_lead(asked), *turns),
         model=asked.model,
         sampling=asked.sampling(),
         request_id=caller.request_id,
-        cache=cache,
-        max_age_s=max_age_s,
+        # What is left out of a long conversation depends on who answers: such an answer is not one for the cache.
+        cache="off" if asked.truncate else "auto",
         prediction_id=prediction_id,
         whole=not asked.stream,
         door=door_of(echo, turns, summary=asked.summary),
