@@ -164,6 +164,12 @@ class FeedbackRecord:
     superseded_at: datetime | None = None
     idempotency_key: str | None = None
     checksum: str = ""
+    edited: str | None = None
+    """The correction as its reviewer put it; stands in its place for training and as an example."""
+    reviewed_at: datetime | None = None
+    reviewed_by: str | None = None
+    review_checksum: str = ""
+    """SHA-256 over id, review, edited, reviewed_by and reviewed_at, checked on read; empty before a review."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,3 +230,110 @@ class AuditRecord:
     request_id: str = ""
     address: str = ""
     checksum: str = ""
+
+
+RunState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+RunPhase = Literal["waiting", "snapshot", "prepare", "train", "export", "gate", "promote", "done"]
+PromotePolicy = Literal["never", "if_passed"]
+SplitName = Literal["train", "heldout", "quarantined", "folded"]
+RowKind = Literal["sft", "dpo", "kto"]
+CanaryState = Literal["running", "promoted", "rolled_back", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRecord:
+    """A frozen dataset. Its rows lie in ``<data>/snapshots/<id>``; ``digest``: SHA-256 over rows, rules and seed.
+
+    ``config``: the rules as asked; ``report``: counts, what is missing, what was quarantined and why, what a scan found.
+    ``erased_at``: its files are gone, because a person's data was in them.
+    """
+
+    id: str
+    created_at: datetime
+    created_by: str | None
+    digest: str
+    source: str
+    config: Mapping[str, Any]
+    report: Mapping[str, Any]
+    erased_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRowRecord:
+    """One row of a snapshot: where it came from and on which side of the split it stands.
+
+    ``user_id``: whose data it is (who asked); ``rater``: who judged; ``group``: hash of the prompt's group, equal over
+    snapshots; ``reason``: why it was set aside.
+    """
+
+    snapshot_id: str
+    position: int
+    split: SplitName
+    kind: RowKind
+    group: str
+    weight: float
+    feedback_id: str | None = None
+    prediction_id: str | None = None
+    user_id: str | None = None
+    rater: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One training run. Its files lie in ``<data>/runs/<id>``, its adapter in ``<data>/adapters/<id>``: the id is its name.
+
+    ``config``: see `app.training.config.TrainConfig`; ``base``: what is trained and what it is judged against; ``progress``: of
+    the phase, as last heard; ``gate``: the gate report without any text of users; ``retired_at``: may never serve (again).
+    """
+
+    id: str
+    created_at: datetime
+    created_by: str | None
+    state: RunState
+    phase: RunPhase
+    method: str
+    promote: PromotePolicy
+    config: Mapping[str, Any]
+    base: Mapping[str, Any] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    snapshot_id: str | None = None
+    version: str | None = None
+    adapter_hash: str | None = None
+    gate: Mapping[str, Any] | None = None
+    error: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    retired_at: datetime | None = None
+    retired_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GateAttemptRecord:
+    """That a run was judged on held-out feedback: what repeated tries on the same feedback cost. ``groups``: of its rows."""
+
+    id: str
+    at: datetime
+    run_id: str
+    groups: tuple[str, ...]
+    alpha: float
+    p_value: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryRecord:
+    """A version on trial with a share of the sessions. ``counts``: ratings of both sides as last judged."""
+
+    id: str
+    alias: str
+    version: str
+    control_version: str
+    share: float
+    state: CanaryState
+    started_at: datetime
+    started_by: str | None = None
+    run_id: str | None = None
+    ended_at: datetime | None = None
+    reason: str | None = None
+    counts: Mapping[str, Any] = field(default_factory=dict)

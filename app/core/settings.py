@@ -297,6 +297,22 @@ class Memory(Section):
     history_tokens: int = Field(1024, ge=0, le=1_048_576, description="Most tokens of earlier turns that go into a prompt.")
 
 
+class Training(Section):
+    """Learning from feedback."""
+
+    review: Literal["anonymous", "all", "none"] = Field(
+        "anonymous",
+        description="Whose corrections train only once a reviewer has approved them: those of feedback tokens, all, or none.",
+    )
+    examples: int = Field(
+        2, ge=0, le=8, description="Most approved corrections that are shown to the model with a similar question; 0: none."
+    )
+    runs_per_day: int = Field(
+        24, ge=0, le=10_000, description="Training runs that may be started in 24 hours; one runs at a time."
+    )
+    threads: int = Field(0, ge=0, le=512, description="Threads of a training run; 0 takes the number of cores.")
+
+
 class Settings(Section):
     """The whole tree."""
 
@@ -315,6 +331,7 @@ class Settings(Section):
     logging: Logging = Logging()
     metrics: Metrics = Metrics()
     memory: Memory = Memory()
+    training: Training = Training()
 
     @field_validator("data_dir")
     @classmethod

@@ -228,8 +228,13 @@ feedback = Table(
     Column("superseded_at", Timestamp),
     Column("idempotency_key", Text),
     Column("checksum", Text, nullable=False),
+    Column("edited", Text),
+    Column("reviewed_at", Timestamp),
+    Column("reviewed_by", Text),
+    Column("review_checksum", Text, nullable=False, server_default=text("''")),
     UniqueConstraint("rater", "idempotency_key"),
     Index(None, "user_id", "id"),
+    Index(None, "review", "id"),
 )
 Index(
     "uq_feedback_current",
@@ -281,3 +286,88 @@ audit = Table(
     Column("address", Text, nullable=False),
     Column("checksum", Text, nullable=False),
 )
+
+# What was learned from whom. Rows name people and feedback without foreign keys: the lineage of what was deleted must be known
+# until what was trained on it is gone too.
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("created_at", Timestamp, nullable=False),
+    Column("created_by", Text),
+    Column("digest", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("config", Json, nullable=False),
+    Column("report", Json, nullable=False),
+    Column("erased_at", Timestamp),
+)
+
+snapshot_rows = Table(
+    "snapshot_rows",
+    metadata,
+    Column("snapshot_id", Text, ForeignKey("snapshots.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("split", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("group", Text, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("feedback_id", Text, index=True),
+    Column("prediction_id", Text, index=True),
+    Column("user_id", Text, index=True),
+    Column("rater", Text, index=True),
+    Column("reason", Text),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("created_at", Timestamp, nullable=False),
+    Column("created_by", Text),
+    Column("state", Text, nullable=False, index=True),
+    Column("phase", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("promote", Text, nullable=False),
+    Column("config", Json, nullable=False),
+    Column("base", Json, nullable=False),
+    Column("progress", Json, nullable=False),
+    Column("snapshot_id", Text, ForeignKey("snapshots.id"), index=True),
+    Column("version", Text, index=True),
+    Column("adapter_hash", Text),
+    Column("gate", Json),
+    Column("error", Text),
+    Column("started_at", Timestamp),
+    Column("ended_at", Timestamp),
+    Column("retired_at", Timestamp),
+    Column("retired_reason", Text),
+)
+
+gate_attempts = Table(
+    "gate_attempts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("at", Timestamp, nullable=False),
+    Column("run_id", Text, nullable=False, index=True),
+    Column("groups", Json, nullable=False),
+    Column("alpha", Double, nullable=False),
+    Column("p_value", Double, nullable=False),
+    Column("passed", Boolean, nullable=False),
+)
+
+canaries = Table(
+    "canaries",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("alias", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("control_version", Text, nullable=False),
+    Column("share", Double, nullable=False),
+    Column("state", Text, nullable=False, index=True),
+    Column("started_at", Timestamp, nullable=False),
+    Column("started_by", Text),
+    Column("run_id", Text),
+    Column("ended_at", Timestamp),
+    Column("reason", Text),
+    Column("counts", Json, nullable=False),
+)
+Index("ix_predictions_version_id", predictions.c.version, predictions.c.id)

@@ -34,7 +34,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0003"
-down_revision = "0002"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -149,7 +149,7 @@ async def test_a_migration_backs_up_first(settings: Settings, newer: Path) -> No
     assert migrate.current(url(settings)) == "0003"
     (made,) = backups(settings)
     assert made.name.startswith("before-migration-")
-    assert migrate.current(f"sqlite:///{made}") == "0002"
+    assert migrate.current(f"sqlite:///{made}") == "0003"
     assert backup.verify(made).path == made
 
 
@@ -157,7 +157,7 @@ async def test_the_newest_five_automatic_backups_stay(settings: Settings, newer:
     mine = settings.data_dir / "backups" / "mine.db"
     backup.backup(settings, mine)
     for _ in range(7):
-        assert migrate.upgrade(settings) == "0002"
+        assert migrate.upgrade(settings) == "0003"
         with sqlite3.connect(settings.data_dir / "aprendiz.db") as connection:
             connection.execute("ALTER TABLE versions DROP COLUMN extra")
             connection.execute("UPDATE alembic_version SET version_num = '0002'")
@@ -174,7 +174,7 @@ async def test_a_failing_migration_leaves_no_trace(settings: Settings, newer: Pa
     with pytest.raises(RuntimeError, match="half-way"):
         await open_database(settings).open()
     assert "extra" not in columns(settings)
-    assert migrate.current(url(settings)) == "0002"
+    assert migrate.current(url(settings)) == "0003"
     next_revision(newer, "pass")
     database = open_database(settings)
     await database.open()
@@ -189,7 +189,7 @@ async def test_a_migration_under_a_running_service_is_refused(settings: Settings
         await open_database(settings).open()
     assert "extra" not in columns(settings)
     running.release()
-    assert migrate.upgrade(settings) == "0002"
+    assert migrate.upgrade(settings) == "0003"
 
 
 def start_together(settings_of: str) -> None:
