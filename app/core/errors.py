@@ -15,7 +15,10 @@
     ├── NotFound                  absent, or another's: the two are never told apart
     │   └── UnknownModel
     ├── Conflict                  the thing's state forbids it now
-    │   └── IdempotencyMismatch
+    │   ├── IdempotencyMismatch
+    │   ├── TooLittleFeedback     not enough to learn from yet; says how much is missing
+    │   ├── NotPromotable         the gate failed, or what it was trained on was erased
+    │   └── TrainingUnavailable   the packages of the extra `train` are not installed
     ├── TooManyRequests           a limit of the caller's own
     │   ├── QueueFullForUser
     │   └── BudgetExhausted       the money set aside for the caller is spent
@@ -140,6 +143,21 @@ class Conflict(AprendizError):
 class IdempotencyMismatch(Conflict):
     title = "The idempotency key was used with another body"
     slug = "idempotency-mismatch"
+
+
+class TooLittleFeedback(Conflict):
+    title = "There is too little feedback to learn from"
+    slug = "too-little-feedback"
+
+
+class NotPromotable(Conflict):
+    title = "This version may not be promoted"
+    slug = "not-promotable"
+
+
+class TrainingUnavailable(Conflict):
+    title = "Training is not installed here"
+    slug = "training-unavailable"
 
 
 class TooManyRequests(AprendizError):

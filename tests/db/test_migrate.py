@@ -33,7 +33,7 @@ _NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
+revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
@@ -63,10 +63,10 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program of the future with a further revision; gives the file of that revision."""
     scripts = tmp_path / "scripts"
     shutil.copytree(ROOT / "app/db/migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    second = scripts / "versions" / "r0003_extra.py"
+    second = scripts / "versions" / "r0004_extra.py"
     next_revision(second, "pass")
     monkeypatch.setattr(migrate, "_SCRIPTS", scripts)
-    monkeypatch.setattr(migrate, "HEAD", "0003")
+    monkeypatch.setattr(migrate, "HEAD", "0004")
     return second
 
 
@@ -146,7 +146,7 @@ async def test_a_migration_backs_up_first(settings: Settings, newer: Path) -> No
     await database.open()
     await database.aclose()
     assert "extra" in columns(settings)
-    assert migrate.current(url(settings)) == "0003"
+    assert migrate.current(url(settings)) == "0004"
     (made,) = backups(settings)
     assert made.name.startswith("before-migration-")
     assert migrate.current(f"sqlite:///{made}") == "0003"
