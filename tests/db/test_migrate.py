@@ -160,7 +160,7 @@ async def test_the_newest_five_automatic_backups_stay(settings: Settings, newer:
         assert migrate.upgrade(settings) == "0003"
         with sqlite3.connect(settings.data_dir / "aprendiz.db") as connection:
             connection.execute("ALTER TABLE versions DROP COLUMN extra")
-            connection.execute("UPDATE alembic_version SET version_num = '0002'")
+            connection.execute("UPDATE alembic_version SET version_num = '0003'")
         connection.close()
     automatic = [path for path in backups(settings) if path != mine]
     assert len(automatic) == 5
