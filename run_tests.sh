@@ -36,18 +36,6 @@ done
 CACHE="$PWD/.cache"
 MODEL=smollm2-135m-instruct
 
-# torch comes from wherever your pip configuration finds it: a folder of wheels, the CPU index of PyTorch, or PyPI (CUDA).
-install_torch() {
-    local stamp="$VENV/.installed-torch" wanted
-    install hf requirements/hf.lock
-    wanted=$(stamp_of requirements/torch.txt)
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-        say "installing torch; without a CPU wheel at hand this is a large download (--no-torch goes without)"
-        pip_install --no-compile -r requirements/torch.txt
-        echo "$wanted" >"$stamp"
-    fi
-}
-
 install_browser() {
     if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then
         return

@@ -56,19 +56,49 @@ install() {
     fi
     rm -f "$stamp"
     say "installing packages ($*); this takes a minute"
-    pip_install --no-deps --require-hashes -r requirements/bootstrap.lock
+    # An extra is added to an environment that may be serving at this moment: what it runs on is not touched.
+    [ "$name" = train ] || pip_install --no-deps --require-hashes -r requirements/bootstrap.lock
     local lock arguments=()
     for lock in "$@"; do arguments+=(-r "$lock"); done
     # The lock is complete: no resolver, every file checked against its hash.
     pip_install --no-deps --no-compile --require-hashes "${arguments[@]}" ||
         die "the installation failed (see above); start ${0##*/} again to go on"
-    pip_install --no-deps --no-build-isolation --editable .
+    [ "$name" = train ] || pip_install --no-deps --no-build-isolation --editable .
     if [ "$name" = base ]; then
         # On all cores, where pip would take one; and here, because with PYTHONDONTWRITEBYTECODE set no import would keep it and
         # each start would take seconds longer. A package may ship a file for another Python: that is no failure.
         "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" app >/dev/null || :
     fi
     echo "$wanted" >"$stamp"
+}
+
+# torch comes from wherever your pip configuration finds it: a folder of wheels, the CPU index of PyTorch, or PyPI (CUDA).
+install_torch() {
+    local stamp="$VENV/.installed-torch" wanted
+    wanted=$(stamp_of requirements/torch.txt)
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        say "installing torch; without a CPU wheel at hand this is a large download"
+        pip_install --no-compile -r requirements/torch.txt
+        echo "$wanted" >"$stamp"
+    fi
+}
+
+# What training needs, torch last: the service takes a run on only once torch is there, whole.
+train_is_installed() {
+    [ "$(cat "$VENV/.installed-train" 2>/dev/null)" = "$(stamp_of pyproject.toml requirements/bootstrap.lock requirements/train.lock)" ] &&
+        [ "$(cat "$VENV/.installed-torch" 2>/dev/null)" = "$(stamp_of requirements/torch.txt)" ]
+}
+install_train() {
+    if train_is_installed; then return; fi
+    local marker="$VENV/.installing-train"
+    # shellcheck disable=SC2064  # the path as it is now
+    trap "rm -f '$marker'" EXIT
+    touch "$marker"
+    install train requirements/train.lock
+    install_torch
+    # With PYTHONDONTWRITEBYTECODE set no import would keep it, and each run would start seconds later.
+    "$VENV/bin/python" -m compileall -q "$VENV/lib" >/dev/null || :
+    rm -f "$marker"
 }
 
 # Two starts at once would write into one environment; the second one waits. (Systems without flock go without.)
