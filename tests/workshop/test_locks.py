@@ -68,4 +68,4 @@ def test_torch_is_pinned_beside_the_locks() -> None:
     lines = (ROOT / "requirements" / "torch.txt").read_text(encoding="utf-8").splitlines()
     [pin] = [line for line in lines if line and not line.startswith("#")]
     assert pin in PROJECT["optional-dependencies"]["hf"]
-    assert pin in PROJECT["optional-dependencies"]["train"]
+    assert "aprendiz[hf]" in PROJECT["optional-dependencies"]["train"]

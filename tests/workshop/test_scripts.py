@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -74,29 +75,50 @@ class Setup:
 
 def test_the_second_start_installs_nothing(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
-    first = setup.run("--port", "9000")
+    first = setup.run("--port", "9000", "--no-train")
     assert [call.split()[0] for call in first] == ["pip", "pip", "pip", "aprendiz"]
     assert all("--require-hashes" in call or "--editable" in call for call in first[:3])
     assert first[3] == "aprendiz serve --pull --port 9000"
-    assert setup.run("--host", "::1") == ["aprendiz serve --pull --host ::1"]
-    assert setup.run("--setup-only") == ["aprendiz models pull --configured"]
+    assert setup.run("--no-train", "--host", "::1") == ["aprendiz serve --pull --host ::1"]
+    assert setup.run("--no-train", "--setup-only") == ["aprendiz models pull --configured"]
+
+
+def test_what_training_needs_comes_first_or_later_but_once(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    first = setup.run("--train", "--setup-only")
+    assert [call.split()[0] for call in first] == ["pip"] * 5 + ["aprendiz"]
+    assert first[3].endswith("-r requirements/train.lock")
+    assert "--require-hashes" in first[3]
+    assert first[4].endswith("-r requirements/torch.txt")
+    assert setup.run() == ["aprendiz serve --pull"]
+    (setup.copy / ".venv" / ".installed-torch").unlink()
+    assert setup.run("--no-train") == ["aprendiz serve --pull"]
+    # in the background: the service does not wait for it
+    setup.run()
+    deadline = time.monotonic() + 20
+    while not (setup.copy / ".venv" / ".installed-torch").exists():
+        assert time.monotonic() < deadline, (setup.copy / ".cache" / "train-setup.log").read_text()
+        time.sleep(0.05)
+    while (setup.copy / ".venv" / ".installing-train").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_changed_lock_is_installed(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
-    setup.run()
+    setup.run("--no-train")
     with (setup.copy / "requirements" / "base.lock").open("a") as lock:
         lock.write("# changed\n")
-    assert len(setup.run()) == 4
+    assert len(setup.run("--no-train")) == 4
 
 
 def test_a_broken_installation_is_done_again(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
     setup.broken.touch()
-    setup.run(code=1)
+    setup.run("--no-train", code=1)
     setup.broken.unlink()
-    assert len(setup.run()) == 4
-    assert len(setup.run()) == 1
+    assert len(setup.run("--no-train")) == 4
+    assert len(setup.run("--no-train")) == 1
 
 
 def test_without_a_python_it_says_what_to_do(tmp_path: Path) -> None:
