@@ -113,6 +113,11 @@ class Aliases:
         async with self._exclusive(alias):
             return await self._to_version(alias, _spec_of_version(record), version, "model.promote", actor)
 
+    async def promote_spec(self, alias: str, spec: ModelSpec, version: str, *, actor: Principal | None) -> AliasRecord:
+        """Points ``alias`` at ``spec``, loaded, if it is ``version``: else ModelLoadFailed. Raises as `switch`."""
+        async with self._exclusive(alias):
+            return await self._to_version(alias, spec, version, "model.promote", actor)
+
     async def rollback(self, alias: str, *, actor: Principal | None) -> AliasRecord:
         """Points ``alias`` at what it meant before its last move. Raises Conflict where there is nothing before, and as
         `switch`."""

@@ -83,6 +83,8 @@ class Deployment:
         )
         self.pins = 0
         """Operations that need it alive although no alias points to it yet."""
+        self.trials = 0
+        """Of these, trials: what is loaded for them alone does not count against ``max_loaded``."""
         self.superseded = False
         """A fresher engine of the same spec has taken over: this one never comes back, and no longer speaks in the metrics."""
         self.draining = False

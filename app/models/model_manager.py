@@ -11,11 +11,12 @@ import logging
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from app.core.errors import AprendizError
+from app.core.errors import AprendizError, UnknownModel
 from app.core.metrics import Metrics
 from app.core.records import AliasRecord, VersionRecord
 from app.core.settings import Model, Routing, Upstream
@@ -29,10 +30,11 @@ from app.models.generation import Completed, Generation
 from app.models.pool import Pool
 from app.models.routing import ModelName, Names
 from app.models.status import AliasStatus, ManagerStatus
-from app.models.stores import ModelStores, Providers
+from app.models.stores import ModelStores, Providers, Recall
 from app.models.targets import Targets
+from app.models.trial import Trial, Trials
 
-__all__ = ["Completed", "Generation", "ManagerStatus", "ModelManager", "ModelStores"]
+__all__ = ["Completed", "Generation", "ManagerStatus", "ModelManager", "ModelStores", "Trial"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class ModelManager:
         upstreams: ``providers.upstreams``.
         cache: answers to be given again; None: there are none.
         ledger: prices and budgets; None: nothing has a price.
+        recall: approved corrections, to be shown with similar questions; None: none are.
         clock: seconds, monotonic.
         rng: for weights and jitter.
     """
@@ -70,6 +73,7 @@ class ModelManager:
         upstreams: Mapping[str, Upstream] = MappingProxyType({}),
         cache: ResponseCache | None = None,
         ledger: Ledger | None = None,
+        recall: Recall | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -92,6 +96,7 @@ class ModelManager:
             spawn=self._spawn,
         )
         self._cache = cache
+        self._recall = recall
         self._calls = Calls(
             Desk(
                 settings=settings,
@@ -105,8 +110,10 @@ class ModelManager:
                 spawn=self._spawn,
                 cache=cache,
                 ledger=ledger,
+                recall=recall,
             )
         )
+        self._trials = Trials(settings, self._pool, serves=lambda spec: bool(self._aliases.names_of(spec)), users=self._users)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ticker: asyncio.Task[None] | None = None
         self._stopping = False
@@ -170,18 +177,60 @@ class ModelManager:
         """Points ``default`` at a version that was loaded here before. Raises NotFound for another, and as `switch`."""
         return await self._to_the_end(self._aliases.promote(DEFAULT, version, actor=actor))
 
+    async def promote_spec(self, spec: ModelSpec, *, version: str, actor: Principal | None) -> AliasRecord:
+        """Loads ``spec`` and points ``default`` at it, if what was loaded is ``version``: else ModelLoadFailed. Raises as
+        `switch`."""
+        return await self._to_the_end(self._aliases.promote_spec(DEFAULT, spec, version, actor=actor))
+
     async def rollback(self, *, actor: Principal | None) -> AliasRecord:
         """Points ``default`` at what it meant before. Raises Conflict where there is nothing before, and as `switch`."""
         return await self._to_the_end(self._aliases.rollback(DEFAULT, actor=actor))
+
+    def trial(self, spec: ModelSpec) -> AbstractAsyncContextManager[Trial]:
+        """A version on the served stack beside what serves, for as long as the block lasts: no alias means it, nobody else is
+        answered by it, nothing of its answers is kept. ``max_loaded`` does not refuse it; nothing that serves goes for it.
+
+        Raises:
+            UnknownModel, ModelLoadFailed, EngineUnavailable: it cannot be loaded.
+        """
+        return self._trials.open(spec)
+
+    def current(self, alias: str = DEFAULT) -> tuple[ModelSpec, str | None]:
+        """What an alias means now, and the id of its version once that is known. Raises UnknownModel for no such alias."""
+        target = self._aliases.targets.get(alias)
+        if target is None:
+            raise UnknownModel(f"There is no alias {alias[:100]!r}.", field="alias")
+        deployment = self._pool.find(target.spec)
+        if deployment is not None and deployment.version is not None:
+            return target.spec, deployment.version.id
+        return target.spec, None if target.record is None else target.record.version
+
+    def busy(self) -> bool:
+        """Whether anybody (trials excepted) is being served now, or waits."""
+        return self._users() > 0
+
+    def _users(self) -> int:
+        held = sum(each.scheduler.running + each.scheduler.waiting for each in self._pool.all())
+        return max(held - self._trials.running, 0)
 
     async def versions(self) -> list[VersionRecord]:
         """All versions that have been loaded here."""
         return await self._stores.versions.list()
 
     async def forget_answers(self, user_id: str) -> None:
-        """Gives no answer again that this user had before: to be called when the user deletes one, or is deleted."""
+        """Gives no answer again that this user had before: to be called when the user deletes one. Examples that were made of
+        what is deleted are not shown any more."""
+        if self._recall is not None:
+            await self._recall.refresh()
         if self._cache is not None:
             await self._cache.purge_user(user_id)
+
+    async def forget_all_answers(self) -> None:
+        """Gives no answer again, to nobody: after a person was erased, whose words others may have been answered with."""
+        if self._recall is not None:
+            await self._recall.refresh()
+        if self._cache is not None:
+            await self._cache.purge_all()
 
     def status(self) -> ManagerStatus:
         """Everything to show, without waiting."""
@@ -202,6 +251,7 @@ class ModelManager:
     async def drain(self, grace_s: float) -> None:
         """Refuses what is new and what waits, lets what runs end for ``grace_s`` seconds, then ends it with `ShuttingDown`."""
         self._stopping = True
+        self._trials.stop()
         await self._calls.drain(grace_s)
 
     async def aclose(self) -> None:

@@ -101,11 +101,16 @@ class Pool:
             raise failure.error.again(retry_after=float(round(failure.until - self._clock() + 0.5)))
         return self.obtain(spec)
 
-    def obtain(self, spec: ModelSpec, *, replaces: ModelSpec | None = None) -> Deployment:
-        """As `get`, but tries at once after a failure: for an admin's order. ``replaces``: a spec that will go in exchange."""
+    def obtain(
+        self, spec: ModelSpec, *, replaces: ModelSpec | None = None, beside: Callable[[ModelSpec], bool] | None = None
+    ) -> Deployment:
+        """As `get`, but tries at once after a failure: for an admin's order. ``replaces``: a spec that will go in exchange.
+
+        ``beside``: what serves. It does not go for the new one, which is loaded beyond ``max_loaded`` if nothing else can go.
+        """
         found = self.find(spec) or self._take_back(spec)
         if found is None:
-            self._make_room(spec, replaces)
+            self._make_room(spec, replaces, beside)
             found = self._build(spec)
             self._current[spec] = found
         found.start()
@@ -176,17 +181,23 @@ class Pool:
             clock=self._clock,
         )
 
-    def _make_room(self, wanted: ModelSpec, replaces: ModelSpec | None) -> None:
+    def _make_room(self, wanted: ModelSpec, replaces: ModelSpec | None, beside: Callable[[ModelSpec], bool] | None) -> None:
         """Evicts the longest unused idle one of the kind of ``wanted`` while as many are there as may be; one that is about to
-        be replaced does not count."""
+        be replaced, or is on trial, does not count."""
         remote = self.is_remote(wanted)
         most = _MOST_REMOTE if remote else self._settings.max_loaded
         while True:
-            kind = [each for spec, each in self._current.items() if spec != replaces and self.is_remote(spec) is remote]
+            kind = [
+                each
+                for spec, each in self._current.items()
+                if spec != replaces and each.trials == 0 and self.is_remote(spec) is remote
+            ]
             if len(kind) < most:
                 return
-            idle = [each for each in kind if self._evictable(each)]
+            idle = [each for each in kind if self._evictable(each) and not (beside is not None and beside(each.spec))]
             if not idle:
+                if beside is not None:
+                    return
                 what = "clients of providers are busy" if remote else "engines are busy (model.max_loaded)"
                 raise Overloaded(f"All {most} {what}.", retry_after=5)
             oldest = min(idle, key=lambda each: each.last_used)
