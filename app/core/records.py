@@ -90,7 +90,7 @@ class KeyRecord:
 @dataclass(frozen=True, slots=True)
 class PredictionRecord:
     """One answered call. ``input``: ``{"messages": [...], "sampling": {...}}``, structured, before templating; with ``raw`` or
-    ``door`` where the request had them.
+    ``door`` where the request had them, and ``examples``: ids of the feedback that was shown with it.
 
     ``fallback``: slug of the error for which another target than the first one answered, or None. ``cost_nanousd``: the
     price in billionths of a US dollar; None: no price is known. ``reasoning``: the model's visible thinking.

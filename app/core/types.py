@@ -103,6 +103,18 @@ class Sampling:
     """Anthropic's field of that name, as it came: ``{"type": "enabled", "budget_tokens": n}``, ``{"type": "adaptive"}``, …"""
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question and the answer that people have approved for it, to be shown to a model with a similar question.
+
+    ``id``: of the feedback that it was made of.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+
+
 CachePolicy = Literal["auto", "use", "refresh", "off"]
 """``auto``: answers that would repeat anyway; ``use``: the caller accepts any; ``refresh``: ask anew, and keep; ``off``."""
 
@@ -132,6 +144,10 @@ class GenerationRequest:
     """What the door needs to show the answer again (``/v1/responses``); stored with the input, read by nobody else."""
     truncate: bool = False
     """Where the prompt does not fit, leave out the oldest messages; else the call is refused."""
+    examples: tuple[Example, ...] = ()
+    """What ``models`` found for this question, the most similar last; ``messages`` stay the caller's own."""
+    no_examples: bool = False
+    """The caller wants none."""
 
 
 class Usage(Struct, frozen=True):

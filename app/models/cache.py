@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from app.core.errors import AprendizError, ContextOverflow
 from app.core.metrics import Metrics
 from app.core.settings import Cache
-from app.core.types import Event, GenerationRequest, Message, Sampling
+from app.core.types import Event, Example, GenerationRequest, Message, Sampling
 from app.models.recording import Origin, Recorder, Recording, size_of
 
 _KEPT: Final = frozenset({"stop", "length", "tool_calls"})
@@ -29,10 +29,20 @@ _ENTRY_BYTES: Final = 512
 """What an entry takes beside its recording: key, places in the tables, age."""
 _SHARE: Final = 16
 """One answer may fill this part of the cache, no more."""
-_APART: Final = {"model", "conversation_id", "request_id", "cache", "max_age_s", "prediction_id", "whole", "door"}
+_APART: Final = {
+    "model",
+    "conversation_id",
+    "request_id",
+    "cache",
+    "max_age_s",
+    "prediction_id",
+    "whole",
+    "door",
+    "no_examples",
+}
 """Of a request, what does not shape the answer; everything else does, whatever is added."""
 _SHAPING: Final = tuple(field.name for field in dataclasses.fields(GenerationRequest) if field.name not in _APART)
-_FIELDS: Final = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in (Message, Sampling)}
+_FIELDS: Final = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in (Message, Sampling, Example)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,9 @@ class AnswerStore(Protocol):
 
     async def purge(self, *, version: str | None = None, user_id: str | None = None) -> None:
         """Drops all answers of a version, or of a user."""
+
+    async def clear(self) -> None:
+        """Drops all answers."""
 
     async def sweep(self) -> None:
         """Drops what is too old, if it does not go by itself."""
@@ -208,6 +221,12 @@ class ResponseCache:
             lease.purged = lease.purged or lease.question.user_id == user_id
         await self._store.purge(user_id=user_id)
 
+    async def purge_all(self) -> None:
+        """Forgets all answers, and keeps none that is being given: what a person said may stand in others' answers."""
+        for lease in self._leases:
+            lease.purged = True
+        await self._store.clear()
+
     async def sweep(self) -> None:
         """Forgets what is too old; to be called every now and then."""
         await self._store.sweep()
@@ -307,6 +326,10 @@ class MemoryStore:
             [key for key, each in self._entries.items() if version == each.recording.origin.version or user_id == each.user_id]
         )
 
+    async def clear(self) -> None:
+        """As `AnswerStore.clear`."""
+        self._drop(list(self._entries))
+
     async def sweep(self) -> None:
         """As `AnswerStore.sweep`; looks through all of them, so no more than once in the life of an answer."""
         now = self._clock()
@@ -333,7 +356,7 @@ class MemoryStore:
 
 
 def _plain(value: object) -> Any:
-    if isinstance(value, Message | Sampling):
+    if isinstance(value, Message | Sampling | Example):
         return [getattr(value, name) for name in _FIELDS[type(value)]]
     if isinstance(value, Mapping):
         return dict(value)

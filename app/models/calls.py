@@ -7,12 +7,13 @@ Whatever can be refused is refused here, before the first byte. Which engines li
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from app.core.errors import AprendizError, Overloaded, ShuttingDown
 from app.core.ids import uuid7
@@ -30,7 +31,7 @@ from app.models.pool import Pool
 from app.models.recording import Recording
 from app.models.replay import Again, Replay
 from app.models.routing import Names, Plan
-from app.models.stores import PredictionStore
+from app.models.stores import PredictionStore, Recall
 from app.models.targets import Targets
 from app.models.tries import Tries
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 _END_S = 15.0
 _UNSET_TEMPERATURE = 1.0
 """What other people's models take where the caller names none."""
+_TEXT: Final[Mapping[str, Any]] = {"type": "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Desk:
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     cache: ResponseCache | None = None
     ledger: Ledger | None = None
+    recall: Recall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Calls:
         try:
             self._check_running()
             plan = self._desk.names.plan(request.model)
+            call = await self._with_examples(call, plan)
             found = await self._look(call, plan)
             if isinstance(found, Recording):
                 return self._again(call, plan, found)
@@ -140,12 +144,26 @@ class Calls:
             except TimeoutError:
                 logger.error("answers did not end at shutdown", extra={"data": {"count": len(self._active)}})
 
+    async def _with_examples(self, call: _Call, plan: Plan) -> _Call:
+        """``call`` with the approved corrections that its question is like.
+
+        Never for other people's models: what was said here does not leave the house. Nor where an answer has a form of its own.
+        """
+        desk, request = self._desk, call.request
+        if desk.recall is None or request.no_examples or request.raw or request.sampling.tools:
+            return call
+        specs = _specs(plan)
+        if (request.sampling.response_format or _TEXT).get("type") != "text" or any(map(desk.pool.is_remote, specs)):
+            return call
+        examples = await desk.recall.recall(request.messages, self._version_of(specs[0]))
+        return dataclasses.replace(call, request=dataclasses.replace(request, examples=examples)) if examples else call
+
     async def _look(self, call: _Call, plan: Plan) -> Recording | Lease | None:
         """What the cache has: the answer, perhaps once another call has it; else the duty to answer. None: it is not asked."""
         cache, request = self._desk.cache, call.request
         if cache is None or not cache.enabled:
             return None
-        specs = [each.spec for each in plan.candidates] + ([] if plan.long_context is None else [plan.long_context])
+        specs = _specs(plan)
         if request.cache == "off" or (request.cache == "auto" and not self._repeatable(request, specs)):
             cache.bypass()
             return None
@@ -285,6 +303,11 @@ class Calls:
     def _check_running(self) -> None:
         if self._stopping:
             raise shutting_down()
+
+
+def _specs(plan: Plan) -> list[ModelSpec]:
+    """All that might answer."""
+    return [each.spec for each in plan.candidates] + ([] if plan.long_context is None else [plan.long_context])
 
 
 def shutting_down() -> ShuttingDown:

@@ -18,6 +18,9 @@ _TEMPLATE_BYTES = 64
 """Generous room for what a chat template writes around one message."""
 _TOOLS_BYTES = 1024
 """And around tools, which it may indent, or which a provider explains (`app/providers/llamacpp_messages.py`)."""
+_EXAMPLES_SHARE = 4
+"""Examples may take this part of the context, no more."""
+_CHARACTERS_PER_TOKEN = 3
 
 
 async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) -> GenerationRequest:
@@ -39,7 +42,7 @@ async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) 
     if able.remote:
         request = await _shortened(request, loaded, sampling.max_tokens or 1)
         await _cap(request, loaded, sampling.max_tokens or 1)
-        return request
+        return dataclasses.replace(request, examples=()) if request.examples else request
     request = as_asked(request, loaded, settings)
     wanted = settings.max_tokens if sampling.max_tokens is None else sampling.max_tokens
     request = await _shortened(request, loaded, wanted)
@@ -47,7 +50,25 @@ async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) 
     if allowed != sampling.max_tokens or sampling.temperature is None:
         temperature = settings.temperature if sampling.temperature is None else sampling.temperature
         sampling = dataclasses.replace(sampling, max_tokens=allowed, temperature=temperature)
-    return dataclasses.replace(request, sampling=sampling)
+    request = dataclasses.replace(request, sampling=sampling)
+    return await _with_room(request, loaded, allowed) if request.examples else request
+
+
+def shown(request: GenerationRequest) -> GenerationRequest:
+    """``request`` with its examples written out as earlier turns, after the system message: what a model is given.
+
+    Not before it is given to one: what is stored and shared are the caller's own words, and the examples' ids.
+    """
+    if not request.examples:
+        return request
+    messages = request.messages
+    at = next((index for index, message in enumerate(messages) if message.role not in ("system", "developer")), len(messages))
+    turns = (
+        message
+        for example in request.examples
+        for message in (Message("user", example.prompt), Message("assistant", example.answer))
+    )
+    return dataclasses.replace(request, messages=(*messages[:at], *turns, *messages[at:]), examples=())
 
 
 def as_asked(request: GenerationRequest, loaded: LoadedModel, settings: Model) -> GenerationRequest:
@@ -81,6 +102,23 @@ async def _shortened(request: GenerationRequest, loaded: LoadedModel, wanted: in
         return await _count(shorter, loaded)
 
     return await shorten(request, count, most=context - min(wanted, context // 2))
+
+
+async def _with_room(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> GenerationRequest:
+    """``request`` with as many of its examples as fit: into a quarter of the context, and beside the prompt and the answer.
+
+    The least similar go first, the caller's own words never.
+    """
+    context = loaded.capabilities.context_tokens
+    while request.examples and context is not None:
+        characters = sum(len(each.prompt) + len(each.answer) for each in request.examples)
+        written = shown(request)
+        if characters <= context // _EXAMPLES_SHARE * _CHARACTERS_PER_TOKEN and (
+            most_tokens(written) + wanted <= context or await _count(written, loaded) + wanted <= context
+        ):
+            break
+        request = dataclasses.replace(request, examples=request.examples[1:])
+    return request
 
 
 async def _count(request: GenerationRequest, loaded: LoadedModel) -> int:

@@ -92,13 +92,15 @@ class Generation(abc.ABC):
 
 def to_input(request: GenerationRequest) -> Mapping[str, Any]:
     """The structured input as it is stored: ``{"messages": [...], "sampling": {...}}``; sampling without what is not set, and
-    ``raw`` and ``door`` where the request has them."""
+    ``raw``, ``door`` and ``examples`` (ids of feedback) where the request has them."""
     sampling = {name: value for name in _SAMPLING if (value := getattr(request.sampling, name)) not in (None, ())}
     stored: dict[str, Any] = {"messages": [message.to_wire() for message in request.messages], "sampling": sampling}
     if request.raw:
         stored["raw"] = True
     if request.door is not None:
         stored["door"] = request.door
+    if request.examples:
+        stored["examples"] = [example.id for example in request.examples]
     return stored
 
 

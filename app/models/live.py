@@ -34,6 +34,7 @@ from app.core.types import (
 )
 from app.models.cache import Lease
 from app.models.costs import Hold
+from app.models.fitting import shown
 from app.models.generation import Completed, Generation, to_input
 from app.models.recording import Origin
 from app.models.stores import PredictionStore
@@ -270,7 +271,8 @@ class LiveGeneration(Generation):
         if request.messages[len(head) :] != asked:
             return  # shortened to fit: what is stored with an answer must be what the model read
         kept = self._record
-        await work.lease.keep(Origin(kept.provider, kept.model, kept.version, head, request.sampling, self.fallback))
+        origin = Origin(kept.provider, kept.model, kept.version, head, request.sampling, self.fallback, request.examples)
+        await work.lease.keep(origin)
 
     async def _keep(self, end: _End, cost: int | None) -> None:
         record = self._to_record(end, cost)
@@ -303,7 +305,7 @@ class LiveGeneration(Generation):
         """As the engine counts them; 0 where it cannot, for it may just have died."""
         try:
             async with asyncio.timeout(_COUNT_S):
-                return await attempt.deployment.loaded.count_tokens(attempt.request)
+                return await attempt.deployment.loaded.count_tokens(shown(attempt.request))
         except (AprendizError, TimeoutError):
             return 0
         except Exception as error:  # noqa: BLE001  # its bug is logged, and the prediction is stored all the same

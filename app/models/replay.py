@@ -101,7 +101,12 @@ class Replay(Generation):
 
     def _to_record(self, answer: Answer) -> PredictionRecord:
         again, origin, usage = self._again, self._origin, answer.usage
-        request = dataclasses.replace(again.request, messages=(*origin.head, *again.request.messages), sampling=origin.sampling)
+        request = dataclasses.replace(
+            again.request,
+            messages=(*origin.head, *again.request.messages),
+            sampling=origin.sampling,
+            examples=origin.examples,
+        )
         return PredictionRecord(
             id=self.id,
             user_id=again.principal.user_id,

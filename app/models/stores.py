@@ -6,10 +6,12 @@ Only shapes stand here, so that tests can hand in small classes of their own. No
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.core.records import AliasRecord, AuditRecord, PredictionRecord, VersionRecord
+from app.core.types import Example, Message
 from app.providers.base import BaseLLMProvider
 
 
@@ -55,6 +57,16 @@ class AuditLog(Protocol):
 
     async def add(self, record: AuditRecord) -> None:
         """Appends one line."""
+
+
+class Recall(Protocol):
+    """Approved corrections, by similarity (`app.memory.examples.ExampleMemory`)."""
+
+    async def recall(self, messages: Sequence[Message], version: str | None) -> tuple[Example, ...]:
+        """Those to be shown with this conversation to a model of that version, the most similar last. Never raises."""
+
+    async def refresh(self) -> None:
+        """Reads again what is approved, after answers or feedback were deleted. Never raises."""
 
 
 @dataclass(frozen=True, slots=True)

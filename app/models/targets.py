@@ -28,7 +28,7 @@ from app.core.metrics import Metrics
 from app.core.settings import FallbackClass, Model
 from app.core.types import Event, GenerationRequest, ModelSpec
 from app.models.deployment import Deployment
-from app.models.fitting import fit
+from app.models.fitting import fit, shown
 from app.models.pool import Pool
 from app.models.resilience import BreakerState, Permit, RetryBudget, class_of, is_failure
 from app.models.scheduler import Ticket
@@ -51,7 +51,8 @@ class Attempt:
         self.deployment = deployment
         self.ticket = ticket
         self.request = request
-        """The request as this target gets it: with its defaults, within its limits."""
+        """The request as this target gets it: with its defaults, within its limits; `app.models.fitting.shown` writes the
+        examples out."""
         self.begun_at: float | None = None
         """When the target heard of it, if it has."""
         self._stream: AsyncGenerator[Sequence[Event], None] | None = None
@@ -63,7 +64,7 @@ class Attempt:
     async def first(self) -> Sequence[Event]:
         """The first events. Raises AprendizError: the provider's; UpstreamError where there are none, or for its bugs."""
         self.begun_at = self._targets.clock()
-        self._stream = self.deployment.loaded.batches(self.request)
+        self._stream = self.deployment.loaded.batches(shown(self.request))
         try:
             batch = await self.next()
         except AprendizError:
