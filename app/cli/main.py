@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from app.cli import bench, chat, config, db, doctor, feedback, keys, models, serve, users
+from app.cli import bench, chat, config, db, demo, doctor, feedback, keys, models, serve, users
 from app.cli.output import EXIT_FAILURE, data, say
 
 INTERRUPTED = 130
@@ -42,6 +42,7 @@ def _root(
 
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
+app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     bench.bench
