@@ -1,4 +1,4 @@
-"""The provider contract: one method opens a model, the open model has four. Abilities are data, never ``isinstance``.
+"""The provider contract: one method opens a model, the open model has a handful. Abilities are data, never ``isinstance``.
 
 A provider is a *kind* (``llamacpp``, ``hf``, ``echo``, ...). `BaseLLMProvider.open` gives one `LoadedModel`: for local
 providers a supervised engine process, for remote ones a client. ``models`` decides when to open, share and close them;
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.core.errors import InvalidRequest
+from app.core.errors import InvalidRequest, ModelLoadFailed
 from app.core.files import FileHashes
 from app.core.settings import Model, Providers
 from app.core.types import EmbeddingRequest, Embeddings, EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
@@ -40,6 +40,8 @@ class Capabilities:
     top_k: bool = False
     remote: bool = False
     """Other people's machine: it has a price, a breaker, and failures that another target may survive."""
+    scores: bool = False
+    """`LoadedModel.score` tells how probable a given answer is, and `LoadedModel.prompt` the templated prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,46 @@ class EngineStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """A checked adapter on disk. ``models`` makes it (`ProviderContext.adapter`): every file has the hash that its manifest says.
+
+    ``adapter_hash``: SHA-256 of its safetensors file, which names the version. ``base_hash``: SHA-256 of the weights that it was
+    trained on, and fits alone.
+    """
+
+    name: str
+    folder: Path
+    adapter_hash: str
+    base_hash: str
+    files: Mapping[str, str]
+    """SHA-256 hex by file name, for whoever reads a file later and must know that it is still the same."""
+    peft: Path
+    """The folder with ``adapter_config.json`` and ``adapter_model.safetensors``."""
+    gguf: Path | None = None
+    """The same adapter for llama.cpp, where it was converted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How probable a given answer is: natural logarithms, one for each of its tokens, and their sum."""
+
+    logprob: float
+    tokens: tuple[float, ...]
+
+
+def no_adapters(name: str) -> AdapterFiles:
+    """Stands for `ProviderContext.adapter` where there are no adapters."""
+    raise ModelLoadFailed("There is no such adapter here.")
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderContext:
     """What main gives to every provider when it builds it.
 
     ``resolve``: maps a catalogue name (or a path) to a local file or folder whose hash was checked, or None if it is not a
     local thing (a Hub name, say); given by ``models``. ``runtime_dir``: for sockets and other short-lived files, mode 0700.
-    ``hashes``: those of the files that ``resolve`` gave are known there already.
+    ``hashes``: those of the files that ``resolve`` gave are known there already. ``adapter``: the checked files of an adapter
+    by its name, given by ``models``; it reads them, so call it in a thread, and raises ModelLoadFailed.
     """
 
     model: Model
@@ -70,6 +106,7 @@ class ProviderContext:
     runtime_dir: Path
     resolve: Callable[[str], Path | None]
     hashes: FileHashes = field(default_factory=FileHashes)
+    adapter: Callable[[str], AdapterFiles] = no_adapters
 
 
 async def flat(batches: AsyncGenerator[Sequence[Event], None]) -> AsyncGenerator[Event, None]:
@@ -111,6 +148,19 @@ class LoadedModel(abc.ABC):
     @abc.abstractmethod
     async def count_tokens(self, request: GenerationRequest) -> int:
         """Prompt tokens of ``request`` after templating, by the model's own tokenizer."""
+
+    async def score(self, request: GenerationRequest, completion: str) -> Scores:
+        """How probable ``completion`` is as the answer to ``request``, before any sampling setting; nothing is generated freely.
+
+        The tokens are those of ``completion`` on its own, read as plain text, behind the templated prompt; the token that ends
+        a turn is not among them. Raises InvalidRequest where the model tells no scores (`Capabilities.scores`), ContextOverflow
+        where both together do not fit, else as `stream`.
+        """
+        raise InvalidRequest("This model does not tell how probable a given answer is.", field="model")
+
+    async def prompt(self, request: GenerationRequest) -> str:
+        """The templated prompt, as text. Raises InvalidRequest where the model does not tell it (`Capabilities.scores`)."""
+        raise InvalidRequest("This model does not tell its templated prompt.", field="model")
 
     @abc.abstractmethod
     def status(self) -> EngineStatus:
