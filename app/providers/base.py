@@ -59,10 +59,11 @@ class EngineStatus:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
-    """A checked adapter on disk. ``models`` makes it (`ProviderContext.adapter`): every file has the hash that its manifest says.
+    """A checked adapter on disk. ``models`` makes it (`ProviderContext.adapter`): every file has the hash that its manifest
+    says.
 
-    ``adapter_hash``: SHA-256 of its safetensors file, which names the version. ``base_hash``: SHA-256 of the weights that it was
-    trained on, and fits alone.
+    ``adapter_hash``: SHA-256 of its safetensors file, which names the version. ``base_hash``: SHA-256 of the weights that it
+    was trained on, and fits alone.
     """
 
     name: str
@@ -150,7 +151,7 @@ class LoadedModel(abc.ABC):
         """Prompt tokens of ``request`` after templating, by the model's own tokenizer."""
 
     async def score(self, request: GenerationRequest, completion: str) -> Scores:
-        """How probable ``completion`` is as the answer to ``request``, before any sampling setting; nothing is generated freely.
+        """How probable ``completion`` is as the answer to ``request``, before any sampling setting.
 
         The tokens are those of ``completion`` on its own, read as plain text, behind the templated prompt; the token that ends
         a turn is not among them. Raises InvalidRequest where the model tells no scores (`Capabilities.scores`), ContextOverflow
