@@ -62,6 +62,22 @@ class Snapshots:
         query = select(snapshot_rows).where(snapshot_rows.c.feedback_id.in_(feedback_ids))
         return await self._database.read(lambda connection: records_of(SnapshotRowRecord, connection.execute(query)))
 
+    async def history(self) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        """What the splits of all snapshots were: groups held out, groups trained on, feedback held out."""
+        groups = select(snapshot_rows.c.split, snapshot_rows.c.group).where(snapshot_rows.c.split.in_(("heldout", "train")))
+        held = select(snapshot_rows.c.feedback_id).where(
+            snapshot_rows.c.split == "heldout", snapshot_rows.c.feedback_id.is_not(None)
+        )
+
+        def work(connection: Connection) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+            sides: dict[str, set[str]] = {"heldout": set(), "train": set()}
+            for split, group in connection.execute(groups.distinct()):
+                sides[split].add(group)
+            feedback = frozenset(connection.execute(held.distinct()).scalars())
+            return frozenset(sides["heldout"]), frozenset(sides["train"]), feedback
+
+        return await self._database.read(work)
+
     async def set_report(self, snapshot_id: str, *, report: Mapping[str, Any], erased_at: datetime | None) -> None:
         """Replaces the report, and notes since when the files are gone."""
         query = update(snapshots).where(snapshots.c.id == snapshot_id).values(report=report, erased_at=erased_at)

@@ -2,31 +2,60 @@
 
 | format | a row | made from |
 |---|---|---|
-| ``sft`` | ``prompt``, ``completion`` | corrections: the better answer |
+| ``sft`` | ``prompt``, ``completion`` | corrections: the better answer, in its reviewer's wording where there is one |
 | ``dpo`` | ``prompt``, ``chosen``, ``rejected`` | corrections over the original; preferences between answers to one prompt |
 | ``kto`` | ``prompt``, ``completion``, ``label`` | ratings: up is true, down is false |
 
 An upvoted answer is no SFT row: a vote says "good enough", a correction says "like this". Each row also names its
 ``prediction_id`` and ``feedback_id``; TRL ignores columns it does not know. What cannot make a sound row makes none: feedback
-that a reviewer rejected, broken or cut answers as examples, a "correction" that changes nothing, a preference across
-different prompts, messages with images.
+that a reviewer rejected or has yet to see (`waits`), broken or cut answers as examples, a "correction" that changes nothing
+as a pair, a preference across different prompts, messages with images.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from app.core.records import FeedbackRecord, PredictionRecord
 
 Format = Literal["sft", "dpo", "kto"]
+Review = Literal["anonymous", "all", "none"]
+"""Whose corrections wait for a reviewer: those of feedback tokens, all, or none; see ``training.review``."""
 Row = dict[str, Any]
 Triple = tuple[FeedbackRecord, PredictionRecord, PredictionRecord | None]
 """A feedback, the prediction it is about, and the prediction that one was preferred over."""
 
+IMPORTED = "import:"
+"""How the rater of imported feedback begins."""
+_ANONYMOUS = "token:"
 
-def rows(feedback: Iterable[Triple], format: Format) -> Iterator[Row]:
+
+def waits(said: FeedbackRecord, review: Review) -> bool:
+    """Whether the correction may train only once a reviewer has approved it. All of an import does, unless approved."""
+    if said.review != "pending":
+        return False
+    if said.rater.startswith(IMPORTED):
+        return True
+    if said.correction is None or review == "none":
+        return False
+    return review == "all" or said.rater.startswith(_ANONYMOUS)
+
+
+def admitted(said: FeedbackRecord, review: Review) -> FeedbackRecord | None:
+    """The feedback as it may train, or None: without a correction that waits, and in the wording of its reviewer."""
+    if said.review == "rejected":
+        return None
+    if waits(said, review):
+        return None if said.rater.startswith(IMPORTED) else replace(said, correction=None, edited=None)
+    if said.edited is not None and said.review == "approved":
+        return replace(said, correction=said.edited)
+    return said
+
+
+def rows(feedback: Iterable[Triple], format: Format, review: Review = "anonymous") -> Iterator[Row]:
     """The rows of ``format`` that the feedback gives, in its order.
 
     Raises:
@@ -37,15 +66,37 @@ def rows(feedback: Iterable[Triple], format: Format) -> Iterator[Row]:
         raise ValueError(f"format must be sft, dpo or kto, not {format!r}")
     make = makers[format]
     for said, prediction, other in feedback:
-        if said.review == "rejected":
-            continue
-        prompt = prompt_of(prediction)
-        if prompt is None:
+        taken = admitted(said, review)
+        prompt = None if taken is None else prompt_of(prediction)
+        if taken is None or prompt is None:
             continue
         tools = prediction.input.get("sampling", {}).get("tools")
-        for row in make(said, prediction, other):
+        for row in make(taken, prediction, other):
             named = {"prompt": prompt, **row, "prediction_id": prediction.id, "feedback_id": said.id}
             yield {**named, "tools": list(tools)} if tools else named
+
+
+def snapshot_rows(triple: Triple, review: Review) -> Iterator[Row]:
+    """The rows that one feedback gives a snapshot: ``kind``, ``prompt``, the answers, and ``tools`` where there were some.
+
+    A correction is one ``sft`` row, with the answer it corrects as ``original``; a run of method ``dpo`` reads it as a pair.
+    """
+    said, prediction, other = triple
+    taken = admitted(said, review)
+    prompt = None if taken is None else prompt_of(prediction)
+    if taken is None or prompt is None:
+        return
+    tools = prediction.input.get("sampling", {}).get("tools")
+    more: Row = {"tools": list(tools)} if tools else {}
+    for row in _sft(taken, prediction, other):
+        answer = _answer(prediction)
+        if answer is not None and answer["content"].strip() != row["completion"][0]["content"].strip():
+            row["original"] = [answer]
+        yield {"kind": "sft", "prompt": prompt, **row, **more}
+    for row in _preference(prediction, other):
+        yield {"kind": "dpo", "prompt": prompt, **row, **more}
+    for row in _kto(taken, prediction, other):
+        yield {"kind": "kto", "prompt": prompt, **row, **more}
 
 
 def prompt_of(prediction: PredictionRecord) -> list[Row] | None:
@@ -67,8 +118,15 @@ def _dpo(said: FeedbackRecord, prediction: PredictionRecord, other: PredictionRe
         return
     if said.correction is not None and said.correction.strip() != prediction.output.strip():
         yield {"chosen": [_assistant(said.correction)], "rejected": [answer]}
+    yield from _preference(prediction, other)
+
+
+def _preference(prediction: PredictionRecord, other: PredictionRecord | None) -> Iterator[Row]:
+    answer = _answer(prediction)
     worse = None if other is None else _answer(other)
-    if other is not None and worse is not None and worse != answer and prompt_of(other) == prompt_of(prediction):
+    if answer is None or other is None or worse is None or worse == answer:
+        return
+    if prompt_of(other) == prompt_of(prediction):
         yield {"chosen": [answer], "rejected": [worse]}
 
 

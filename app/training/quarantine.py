@@ -1,0 +1,196 @@
+"""Votes and corrections that look wrong, each with the reason in words. Statistics over who voted what on which answer.
+
+Nothing is thrown away here: what is named is set aside until an admin approves it. What cannot be seen is said too: a rater
+who shares no prompt with anybody else cannot be compared with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+ROUNDS: Final = 3
+"""The crowd is asked again without those already named, so often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What counts as wrong. ``alpha``: error over all raters together, divided among those who are judged."""
+
+    burst_ratings: int = 30
+    burst_s: float = 60
+    fewest_votes: int = 10
+    alpha: float = 0.01
+    same_text_prompts: int = 5
+
+
+class Vote(NamedTuple):
+    """One rating. ``row``: its position; ``at``: seconds; ``answer``: hash of the answer, for votes on one text."""
+
+    row: int
+    rater: str
+    at: float
+    group: str
+    answer: bytes
+    up: bool
+
+
+class Correction(NamedTuple):
+    """One correction. ``text``: hash of its normalised text; ``long``: enough of it to be no common word like "yes"."""
+
+    row: int
+    rater: str
+    group: str
+    text: bytes
+    long: bool
+    copies_prompt: bool
+
+
+@dataclass(slots=True)
+class Findings:
+    """``reasons``: row to (slug, words); ``unseen``: raters with enough votes who share no prompt with others."""
+
+    reasons: dict[int, tuple[str, str]] = field(default_factory=dict)
+    judged: int = 0
+    unseen: int = 0
+
+    def name(self, row: int, slug: str, words: str) -> None:
+        """Sets a row aside; the first reason stays."""
+        self.reasons.setdefault(row, (slug, words))
+
+
+def judge(votes: Sequence[Vote], corrections: Sequence[Correction], rules: Rules) -> Findings:
+    """Everything at once. The same input gives the same findings, in the same words."""
+    found = Findings()
+    _bursts(votes, rules, found)
+    _crowd(votes, rules, found)
+    _corrections(corrections, rules, found)
+    return found
+
+
+def _bursts(votes: Sequence[Vote], rules: Rules, found: Findings) -> None:
+    for own in _by_rater(votes).values():
+        own.sort(key=lambda vote: (vote.at, vote.row))
+        start = 0
+        bursts: list[list[int]] = []  # first and last vote, and the most within the time
+        for end, vote in enumerate(own):
+            while vote.at - own[start].at > rules.burst_s:
+                start += 1
+            count = end - start + 1
+            if count > rules.burst_ratings:
+                if not bursts or start > bursts[-1][1]:
+                    bursts.append([start, end, count])
+                bursts[-1][1:] = [end, max(count, bursts[-1][2])]
+        for first, last, most in bursts:
+            for vote in own[first : last + 1]:
+                found.name(vote.row, "burst", f"{most} ratings within {rules.burst_s:g} s")
+
+
+class _Cells:
+    """How many votes went up and down, for each answer to a group's prompt and for each group."""
+
+    def __init__(self, votes: Sequence[Vote]) -> None:
+        self._counts: dict[object, Counter[bool]] = defaultdict(Counter)
+        for vote in votes:
+            self._counts[vote.group, vote.answer][vote.up] += 1
+            self._counts[vote.group][vote.up] += 1
+
+    def others(self, vote: Vote, own: Mapping[object, Counter[bool]]) -> tuple[int, int]:
+        """Ups and downs that others gave: to the very answer where they did, else to answers to that prompt."""
+        for key in ((vote.group, vote.answer), vote.group):
+            ups = self._counts[key][True] - own[key][True]
+            downs = self._counts[key][False] - own[key][False]
+            if ups + downs:
+                return ups, downs
+        return 0, 0
+
+
+def _crowd(votes: Sequence[Vote], rules: Rules, found: Findings) -> None:
+    by_rater = {rater: own for rater, own in _by_rater(votes).items() if len(own) >= rules.fewest_votes}
+    named: set[str] = set()
+    for _ in range(ROUNDS):
+        crowd = [vote for vote in votes if vote.rater not in named]
+        cells = _Cells(crowd)
+        before = len(named)
+        shared: dict[str, list[tuple[Vote, int, int]]] = {}
+        for rater, own in by_rater.items():
+            counts: dict[object, Counter[bool]] = defaultdict(Counter)
+            if rater not in named:
+                for vote in own:
+                    counts[vote.group, vote.answer][vote.up] += 1
+                    counts[vote.group][vote.up] += 1
+            shared[rater] = [(vote, *split) for vote in own if sum(split := cells.others(vote, counts))]
+        seen = {rater: known for rater, known in shared.items() if len(known) >= rules.fewest_votes}
+        found.judged, found.unseen = len(seen), len(by_rater) - len(seen)
+        limit = rules.alpha / max(1, len(seen))
+        for rater, known in seen.items():
+            reason = None if rater in named else _one_sided(known, limit) or _inverted(known, limit)
+            if reason is not None:
+                named.add(rater)
+                for vote in by_rater[rater]:
+                    found.name(vote.row, *reason)
+        if len(named) == before:
+            return
+
+
+def _one_sided(known: Sequence[tuple[Vote, int, int]], limit: float) -> tuple[str, str] | None:
+    """All votes alike, where by others' votes on the same prompts that is too unlikely."""
+    ups = sum(vote.up for vote, _, _ in known)
+    if 0 < ups < len(known):
+        return None
+    agreeing = [(up if ups else down, up + down) for _, up, down in known]
+    share = sum(agreed for agreed, _ in agreeing) / sum(total for _, total in agreeing)
+    # What others say of one prompt is drawn towards what they say of all: a single vote is no certainty.
+    chance = sum(math.log(max((agreed + share) / (total + 1), 1e-9)) for agreed, total in agreeing)
+    if chance > math.log(limit):
+        return None
+    side = "up" if ups else "down"
+    return "one_sided", f"all {len(known)} votes {side}, where others on the same prompts gave {side} in {share:.0%}"
+
+
+def _inverted(known: Sequence[tuple[Vote, int, int]], limit: float) -> tuple[str, str] | None:
+    """Against the majority of the others more often than a rater would be who does not look."""
+    clear = [(vote, up > down) for vote, up, down in known if up != down]
+    if not clear:
+        return None
+    own_ups = sum(vote.up for vote, _ in clear) / len(clear)
+    by_chance = [own_ups if majority else 1 - own_ups for _, majority in clear]
+    agreed = sum(vote.up == majority for vote, majority in clear)
+    if agreed >= sum(by_chance) or _tail(by_chance, agreed) > limit:
+        return None
+    return "inverted", f"agrees with others in {agreed} of {len(clear)} votes; by chance it would be {sum(by_chance):.0f}"
+
+
+def _tail(chances: Sequence[float], agreed: int) -> float:
+    """P(at most ``agreed`` successes) of independent trials, by Hoeffding's bound (relative entropy form): never too small."""
+    count, mean = len(chances), sum(chances) / len(chances)
+    share = agreed / count
+    if not 0 < mean < 1 or share >= mean:
+        return 1.0
+    divergence = (1 - share) * math.log((1 - share) / (1 - mean))
+    if share > 0:
+        divergence += share * math.log(share / mean)
+    return math.exp(-count * divergence)
+
+
+def _corrections(corrections: Sequence[Correction], rules: Rules, found: Findings) -> None:
+    prompts: dict[tuple[str, bytes], set[str]] = defaultdict(set)
+    for each in corrections:
+        if each.long:
+            prompts[each.rater, each.text].add(each.group)
+    for each in corrections:
+        if each.copies_prompt:
+            found.name(each.row, "copies_prompt", "the correction is the question again")
+        count = len(prompts.get((each.rater, each.text), ()))
+        if count >= rules.same_text_prompts:
+            found.name(each.row, "same_text", f"the same text corrects {count} different prompts")
+
+
+def _by_rater(votes: Sequence[Vote]) -> dict[str, list[Vote]]:
+    found: dict[str, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        found[vote.rater].append(vote)
+    return found
