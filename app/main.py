@@ -24,7 +24,7 @@ from app.api import openapi, problems, server
 from app.api.application import Application
 from app.api.deps import Services
 from app.api.middleware import ApiRateLimit, RequestContext
-from app.api.routers import auth, conversations, feedback, health, model, predict, socket, usage
+from app.api.routers import auth, conversations, feedback, health, model, predict, review, socket, usage
 from app.api.v1 import routes as v1
 from app.core import config
 from app.core.errors import AprendizError
@@ -35,14 +35,17 @@ from app.core.settings import Server, Settings
 from app.db.audit import Audit
 from app.db.conversations import Conversations
 from app.db.database import open_database
+from app.db.examples import Examples
 from app.db.feedback import Feedback
 from app.db.invites import Invites
 from app.db.keys import Keys
 from app.db.predictions import Predictions
 from app.db.sessions import Sessions
+from app.db.snapshots import Snapshots
 from app.db.users import Users
 from app.db.versions import Aliases, Versions
 from app.memory.conversations import ConversationMemory
+from app.memory.examples import ExampleMemory
 from app.models.cache import ResponseCache
 from app.models.costs import Ledger
 from app.models.local import Resolver
@@ -57,6 +60,7 @@ from app.security.edge import CrossSiteGuard, RequestBounds, SecurityHeaders, Tr
 from app.security.passwords import Passwords
 from app.security.rate_limit import RateLimiter
 from app.security.tokens import SessionTokens
+from app.training.snapshots import SnapshotBuilder
 from app.web import pages
 
 
@@ -99,7 +103,7 @@ def create_app(settings: Settings, *, announce: Callable[[str], None] | None = N
         },  # ours are Prometheus and the log; this costs each request
     )
     problems.register(app, methods_of=functools.partial(openapi.methods_of, app))
-    for module in (auth, feedback, model, conversations, usage, health, openapi):
+    for module in (auth, feedback, review, model, conversations, usage, health, openapi):
         app.include_router(module.router)
     app.router.routes.extend(pages.routes())
     openapi.install(app)
@@ -134,6 +138,8 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
         limiter=limiter,
         metrics=metrics,
     )
+    examples = ExampleMemory(Examples(database), settings.training)
+    stack.push_async_callback(examples.aclose)
     models = ModelManager(
         settings.model,
         providers=_providers(settings, stack),
@@ -145,21 +151,26 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
             settings.cache, metrics=metrics, waiting=settings.model.queue, wait_s=settings.model.queue_timeout_s
         ),
         ledger=Ledger(settings.costs, predictions),
+        recall=examples,
     )
     stack.push_async_callback(models.aclose)
+    await examples.start()
     await models.start()
+    given = Feedback(database)
     return Services(
         settings=settings,
         metrics=metrics,
         database=database,
         predictions=predictions,
-        feedback=Feedback(database),
+        feedback=given,
         conversations=conversations,
         authenticator=authenticator,
         accounts=Accounts(desk),
         limiter=limiter,
         models=models,
         memory=ConversationMemory(conversations, predictions, settings.memory),
+        snapshots=SnapshotBuilder(feedback=given, snapshots=Snapshots(database), settings=settings),
+        examples=examples,
     )
 
 

@@ -45,7 +45,8 @@ class UsageOut(Struct, frozen=True):
 class AnswerOut(Struct, frozen=True):
     """A whole answer. ``id`` works for feedback at once; ``feedback_token`` does so without a login, for 30 days.
 
-    ``fallback``: the problem for which the first target of a route did not answer, or null.
+    ``fallback``: the problem for which the first target of a route did not answer, or null. ``examples``: how many approved
+    corrections of similar questions the model was shown.
     """
 
     id: str
@@ -58,6 +59,7 @@ class AnswerOut(Struct, frozen=True):
     feedback_token: str
     conversation_id: str | None
     fallback: str | None = None
+    examples: int = 0
 
 
 def answer_out(prediction: PredictionRecord, settings: Settings) -> AnswerOut:
@@ -73,6 +75,7 @@ def answer_out(prediction: PredictionRecord, settings: Settings) -> AnswerOut:
         feedback_token=sign_feedback_token(prediction.id, settings.security),
         conversation_id=prediction.conversation_id,
         fallback=prediction.fallback,
+        examples=len(prediction.input.get("examples", ())),
     )
 
 

@@ -1,4 +1,5 @@
-"""What a caller's ``Cache-Control`` asks of the response cache (RFC 9111, section 5.2.1). Reads words; keeps no answer."""
+"""What a caller's headers ask beside the body: ``Cache-Control`` of the response cache (RFC 9111, section 5.2.1), and
+``Aprendiz-Examples``. Reads words; keeps no answer."""
 
 from __future__ import annotations
 
@@ -35,6 +36,11 @@ def cache_policy(headers: Sequence[tuple[bytes, bytes]]) -> tuple[CachePolicy, f
     if policy == "refresh" or max_age_s == 0:
         return "refresh", None
     return ("auto", None) if max_age_s is None else ("use", max_age_s)
+
+
+def wants_no_examples(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether the caller wants an answer without approved corrections in its prompt: ``Aprendiz-Examples: off``."""
+    return any(name == b"aprendiz-examples" and value.strip().lower() == b"off" for name, value in headers)
 
 
 def _seconds(argument: bytes) -> float:

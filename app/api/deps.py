@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from app.db.feedback import Feedback
     from app.db.predictions import Predictions
     from app.memory.conversations import ConversationMemory
+    from app.memory.examples import ExampleMemory
     from app.models.model_manager import ModelManager
     from app.security.accounts import Accounts
     from app.security.auth import Authenticator
     from app.security.rate_limit import LimitName, RateLimiter, RateState
+    from app.training.snapshots import SnapshotBuilder
 
 PRINCIPAL = "aprendiz.principal"
 """Key in the ASGI scope under which the access log finds who called; nothing decides by it."""
@@ -51,6 +53,8 @@ class Services:
     limiter: RateLimiter
     models: ModelManager
     memory: ConversationMemory
+    snapshots: SnapshotBuilder
+    examples: ExampleMemory
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the service begins to shut down: not ready any more, idle sockets close."""
 

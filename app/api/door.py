@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.answers import admit, count_call, reserve
 from app.api.bodies import read_body, require_json
-from app.api.caching import cache_policy
+from app.api.caching import cache_policy, wants_no_examples
 from app.api.deps import get_services
 from app.api.disconnect import until_disconnect
 from app.api.problems import log_failure
@@ -113,7 +113,7 @@ class Door:
         try:
             body = await read_body(receive)
             caller = Caller(services, principal, request_id_var.get(), scope["headers"])
-            order = _with_cache_policy(await self._parse(body, caller), caller)
+            order = _with_wishes(await self._parse(body, caller), caller)
             for _ in order.requests[1:]:
                 state = await count_call(services, principal)  # each choice is a prediction of its own
             async with until_disconnect(scope, receive):
@@ -135,7 +135,11 @@ async def send_json(send: Send, content: bytes, headers: Headers) -> None:
     await send({"type": "http.response.body", "body": content})
 
 
-def _with_cache_policy(order: Order, caller: Caller) -> Order:
+def _with_wishes(order: Order, caller: Caller) -> Order:
+    """``order`` with what headers say beside it: of the cache, and of examples."""
+    if wants_no_examples(caller.headers):
+        requests = tuple(dataclasses.replace(request, no_examples=True) for request in order.requests)
+        order = dataclasses.replace(order, requests=requests)
     policy, max_age_s = cache_policy(caller.headers)
     if policy == "use" and len(order.requests) > 1:
         policy = "auto"  # several choices are asked for to differ: any earlier answer would make them all the same

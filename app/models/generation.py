@@ -52,6 +52,11 @@ class Generation(abc.ABC):
     def fallback(self) -> str | None:
         """Slug of the error for which the first target does not answer, or None."""
 
+    @property
+    def examples(self) -> int:
+        """How many approved corrections the model is shown."""
+        return 0
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -129,6 +129,11 @@ class LiveGeneration(Generation):
         """As `Generation.fallback`."""
         return self._tries.fallback
 
+    @property
+    def examples(self) -> int:
+        """As `Generation.examples`."""
+        return len(self._attempt.request.examples)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:

@@ -64,6 +64,11 @@ class Replay(Generation):
         """As `Generation.fallback`."""
         return self._origin.fallback
 
+    @property
+    def examples(self) -> int:
+        """As `Generation.examples`."""
+        return len(self._origin.examples)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:

@@ -5,6 +5,7 @@ as options joined by ``+``:
 
 * ``echo``: the last user message as it is;
 * ``upper``: in capitals; ``reverse``: its words from last to first;
+* ``recites``: every message that it was given, with its role: what a model really reads;
 * ``slow``: 20 ms before each word;
 * ``tag-NAME``: ``NAME:`` before each word, so that each piece tells which model made it;
 * ``thinks``: before it answers, it says what it was asked as visible thinking, unless ``reasoning_effort`` is ``none`` or
@@ -52,13 +53,14 @@ _SLOW_S = 0.02
 _BREAKS_AFTER = 3
 _CANNED = "Hello. I repeat what you say."
 _WORD = re.compile(r"\s*\S+")
-_OPTION = re.compile(r"echo|upper|reverse|slow|thinks|breaks|unloadable|tag-[A-Za-z0-9_.]{1,32}")
+_OPTION = re.compile(r"echo|upper|reverse|recites|slow|thinks|breaks|unloadable|tag-[A-Za-z0-9_.]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
     upper: bool
     reverse: bool
+    recites: bool
     delay_s: float
     tag: str
     thinks: bool
@@ -84,8 +86,8 @@ class EchoProvider(BaseLLMProvider):
         names = spec.model.split("+")
         if len(names) > 8 or not all(_OPTION.fullmatch(name) for name in names):
             raise UnknownModel(
-                "The echo provider knows the names echo, upper, reverse, slow, thinks, tag-NAME, breaks and unloadable, "
-                "joined by +."
+                "The echo provider knows the names echo, upper, reverse, recites, slow, thinks, tag-NAME, breaks and "
+                "unloadable, joined by +."
             )
         if spec.adapter is not None:
             raise ModelLoadFailed("The echo provider takes no adapters.")
@@ -125,6 +127,7 @@ class EchoModel(LoadedModel):
         self._options = _Options(
             upper="upper" in names,
             reverse="reverse" in names,
+            recites="recites" in names,
             delay_s=_SLOW_S if "slow" in names else 0.0,
             tag="".join(f"{name[4:]}:" for name in names if name.startswith("tag-")),
             thinks="thinks" in names,
@@ -203,6 +206,8 @@ class EchoModel(LoadedModel):
     def _text(self, request: GenerationRequest, said: str) -> str:
         text = said if said.strip() else _CANNED
         options = self._options
+        if options.recites:
+            text = "\n".join(f"{message.role}: {_text(message)}" for message in request.messages)
         if options.upper:
             text = text.upper()
         if options.reverse:

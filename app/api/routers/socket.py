@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.api.answers import VALIDITY_S, admit, answer_out, count_call, ensure_valid, reserve, send_patiently
 from app.api.bodies import PREDICT, CancelBody, decode
+from app.api.caching import wants_no_examples
 from app.api.deps import count_against, get_address, get_services
 from app.api.problems import log_failure, problem
 from app.api.sse import Mailbox
@@ -126,6 +128,8 @@ class _Session:
             if self._busy:
                 raise Conflict("An answer is under way on this socket. Wait for it, or cancel it.")
             request = decode(text, PREDICT).to_request(request_id=request_id_var.get())
+            if wants_no_examples(self._connection.scope["headers"]):
+                request = dataclasses.replace(request, no_examples=True)
         except Exception as error:  # noqa: BLE001  # the socket stays: whatever it is, it is told
             log_failure(error)
             await self._emit("problem", problem(error))

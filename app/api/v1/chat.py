@@ -256,6 +256,7 @@ def extras(prediction: PredictionRecord, settings: Settings) -> AprendizOut:
         cached=prediction.cached,
         fallback=prediction.fallback,
         feedback_token=sign_feedback_token(prediction.id, settings.security),
+        examples=len(prediction.input.get("examples", ())),
     )
 
 

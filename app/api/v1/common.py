@@ -92,12 +92,16 @@ class UsageOut(Struct, frozen=True):
 
 
 class AprendizOut(Struct, frozen=True):
-    """What the vendor's format has no place for. ``fallback``: slug of the failure for which another target answered."""
+    """What the vendor's format has no place for. ``fallback``: slug of the failure for which another target answered.
+
+    ``examples``: how many approved corrections of similar questions the model was shown.
+    """
 
     version: str
     cached: bool
     fallback: str | None
     feedback_token: str
+    examples: int = 0
 
 
 def read(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -85,7 +85,7 @@ class MessagesShape:
     def first(self, generation: Generation) -> bytes:
         """See `Shape.first`: the message, still empty."""
         token = sign_feedback_token(self._id, self._settings.security)
-        marks = AprendizOut(generation.version, generation.cached, generation.fallback, token)
+        marks = AprendizOut(generation.version, generation.cached, generation.fallback, token, generation.examples)
         message = MessageOut(id=self._id, model=generation.model, content=(), usage=usage_of(Usage()), aprendiz=marks)
         return event("message_start", {"message": message})
 
