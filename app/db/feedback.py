@@ -9,28 +9,37 @@ import builtins
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, insert, or_, select, update
 
 from app.core.errors import Conflict, IdempotencyMismatch, NotFound, StorageUnavailable
-from app.core.records import FeedbackRecord, PredictionRecord
+from app.core.records import FeedbackRecord, PredictionRecord, ReviewStatus
 from app.db.checksum import content_of, digest
 from app.db.database import Database
 from app.db.rows import make, values_of
-from app.db.schema import feedback, predictions
+from app.db.schema import feedback, predictions, snapshot_rows, snapshots
 
 _log = logging.getLogger(__name__)
 
-_MUTABLE = frozenset({"checksum", "review", "superseded_at"})
+_REVIEW = frozenset({"review", "edited", "reviewed_at", "reviewed_by"})
+_MUTABLE = _REVIEW | {"checksum", "review_checksum", "superseded_at"}
 _NOT_SAID = _MUTABLE | {"id", "created_at"}
 
 Exported = tuple[FeedbackRecord, PredictionRecord, PredictionRecord | None]
+Queued = tuple[FeedbackRecord, PredictionRecord, PredictionRecord | None, str | None]
+"""As `Exported`, with the reason for which the newest snapshot set it aside, or None."""
 
 
 def checksum(record: FeedbackRecord) -> str:
     """SHA-256 over all that never changes in a feedback: not its review, nor when it was superseded."""
     return digest(content_of(record, without=_MUTABLE))
+
+
+def review_checksum(record: FeedbackRecord) -> str:
+    """SHA-256 over what a reviewer decided, and on which feedback."""
+    return digest({"id": record.id, **{name: getattr(record, name) for name in _REVIEW}})
 
 
 class Feedback:
@@ -51,6 +60,7 @@ class Feedback:
         """
         record = replace(record, superseded_at=None)
         record = replace(record, checksum=checksum(record))
+        record = replace(record, review_checksum="" if record.review == "pending" else review_checksum(record))
         return await self._database.write(lambda connection: _store(connection, record))
 
     async def get(self, feedback_id: str) -> FeedbackRecord | None:
@@ -90,6 +100,26 @@ class Feedback:
             if len(page) < batch:
                 return
             after = page[-1][0].id
+
+    async def queue(self, *, limit: int = 20, after: str | None = None) -> builtins.list[Queued]:
+        """What waits for a reviewer, oldest first: first what the newest snapshot set aside, then corrections and imports.
+
+        ``after``: the last id of the page before. Raises StorageUnavailable for a damaged row.
+        """
+        return await self._database.read(lambda connection: _queue(connection, limit, after))
+
+    async def review(
+        self, feedback_id: str, decision: ReviewStatus, *, edited: str | None = None, reviewer: str | None, now: datetime
+    ) -> tuple[FeedbackRecord, bool]:
+        """Notes what a reviewer decided; ``pending`` takes an earlier decision back, ``edited`` is their wording.
+
+        Returns the record and whether anything changed: the same decision again changes nothing.
+
+        Raises:
+            NotFound: there is no such feedback. Conflict: its rater has replaced it, or there is no correction to edit.
+            StorageUnavailable: the row is damaged.
+        """
+        return await self._database.write(lambda connection: _review(connection, feedback_id, decision, edited, reviewer, now))
 
     async def _select(self, query: Select[Any]) -> builtins.list[FeedbackRecord]:
         rows = await self._database.read(lambda connection: connection.execute(query).all())
@@ -138,10 +168,56 @@ def _require(connection: Connection, record: FeedbackRecord) -> None:
         raise Conflict("A feedback with this id exists.")
 
 
-def _page(connection: Connection, after: str, batch: int) -> builtins.list[Exported]:
-    said = (
-        select(feedback).where(feedback.c.superseded_at.is_(None), feedback.c.id > after).order_by(feedback.c.id).limit(batch)
+def _review(
+    connection: Connection, feedback_id: str, decision: ReviewStatus, edited: str | None, reviewer: str | None, now: datetime
+) -> tuple[FeedbackRecord, bool]:
+    this = feedback.c.id == feedback_id
+    row = connection.execute(select(feedback).where(this)).one_or_none()
+    if row is None:
+        raise NotFound("There is no such feedback.")
+    record = _verified(row._mapping)
+    if record.superseded_at is not None:
+        raise Conflict("Its rater has replaced this feedback by a newer one. Review that one.")
+    if edited is not None and record.correction is None:
+        raise Conflict("This feedback holds no correction that could be edited.")
+    if (record.review, record.edited) == (decision, edited):
+        return record, False
+    record = replace(record, review=decision, edited=edited, reviewed_at=now, reviewed_by=reviewer)
+    record = replace(record, review_checksum=review_checksum(record))
+    changed = {name: getattr(record, name) for name in (*_REVIEW, "review_checksum")}
+    connection.execute(update(feedback).where(this).values(changed))
+    return record, True
+
+
+def _queue(connection: Connection, limit: int, after: str | None) -> builtins.list[Queued]:
+    newest = select(func.max(snapshots.c.id)).where(snapshots.c.source == "feedback").scalar_subquery()
+    aside = select(snapshot_rows.c.feedback_id, snapshot_rows.c.reason).where(
+        snapshot_rows.c.snapshot_id == newest, snapshot_rows.c.split == "quarantined", snapshot_rows.c.feedback_id.is_not(None)
     )
+    ids = aside.with_only_columns(snapshot_rows.c.feedback_id)
+    waiting = and_(feedback.c.review == "pending", feedback.c.superseded_at.is_(None))
+    flagged = and_(waiting, feedback.c.id.in_(ids))
+    rest = and_(
+        waiting, feedback.c.id.not_in(ids), or_(feedback.c.correction.is_not(None), feedback.c.rater.startswith("import:"))
+    )
+    in_flagged = after is None or connection.execute(aside.where(snapshot_rows.c.feedback_id == after)).first() is not None
+    found: builtins.list[Exported] = []
+    for condition, begin in ((flagged, after or ""), (rest, "")) if in_flagged else ((rest, after or ""),):
+        if len(found) < limit:
+            found += _answered(connection, and_(condition, feedback.c.id > begin), limit - len(found))
+    shown = [record.id for record, _, _ in found]
+    rows = connection.execute(aside.where(snapshot_rows.c.feedback_id.in_(shown)).order_by(snapshot_rows.c.position.desc()))
+    reasons = {row.feedback_id: row.reason for row in rows}
+    return [(*item, reasons.get(item[0].id)) for item in found]
+
+
+def _page(connection: Connection, after: str, batch: int) -> builtins.list[Exported]:
+    return _answered(connection, and_(feedback.c.superseded_at.is_(None), feedback.c.id > after), batch)
+
+
+def _answered(connection: Connection, condition: ColumnElement[bool], limit: int) -> builtins.list[Exported]:
+    """Feedback by id, each with its prediction and the one it was preferred over."""
+    said = select(feedback).where(condition).order_by(feedback.c.id).limit(limit)
     records = [_verified(row._mapping) for row in connection.execute(said)]
     ids = {record.prediction_id for record in records} | {record.preferred_over for record in records if record.preferred_over}
     rows = connection.execute(select(predictions).where(predictions.c.id.in_(ids)))
@@ -154,7 +230,8 @@ def _page(connection: Connection, after: str, batch: int) -> builtins.list[Expor
 
 def _verified(row: RowMapping) -> FeedbackRecord:
     record = make(FeedbackRecord, row)
-    if checksum(record) != record.checksum:
+    reviewed = "" if not record.review_checksum and record.review == "pending" else review_checksum(record)
+    if checksum(record) != record.checksum or reviewed != record.review_checksum:
         _log.error("a feedback row does not match its checksum", extra={"data": {"feedback_id": record.id}})
         raise StorageUnavailable(
             f"The stored feedback {record.id} is damaged and was not used. An admin should restore the last good backup."
