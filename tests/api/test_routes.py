@@ -48,6 +48,8 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/feedback"): ANYONE,  # by feedback token; with a prediction's id it needs the scope, see below
     ("GET", "/feedback"): READ,
     ("GET", "/feedback/export"): ADMINS,
+    ("GET", "/feedback/review"): ADMINS,
+    ("POST", "/feedback/{feedback_id}/review"): ADMINS,
     ("GET", "/model"): READ,
     ("POST", "/model"): ADMINS,
     ("GET", "/model/versions"): READ,
@@ -117,7 +119,7 @@ def routes(service: Service) -> Iterator[tuple[str, str]]:
 
 
 def ask(client: httpx.Client, method: str, path: str, **more: Any) -> httpx.Response:
-    for name in ("conversation_id", "session_id", "key_id", "invite_id", "user_id", "response_id"):
+    for name in ("conversation_id", "session_id", "key_id", "invite_id", "user_id", "response_id", "feedback_id"):
         path = path.replace(f"{{{name}}}", ABSENT)
     headers = {"X-Forwarded-For": "10.0.0.1", "Content-Type": "application/json", **more.pop("headers", {})}
     content = b"{}" if method in ("POST", "PATCH") else None
