@@ -1,7 +1,12 @@
 """The engine of the provider ``llamacpp``: llama.cpp's own server on a private socket, in a process of its own.
 
 The model file is parsed here and nowhere else. Configuration keys beside those of `app.providers.workers.child`:
-``model_path``, ``device`` (auto, cpu, cuda, mps), ``slots``, ``context_tokens`` (per slot), ``threads``.
+``model_path``, ``device`` (auto, cpu, cuda, mps), ``slots``, ``context_tokens`` (per slot), ``threads``, ``adapters`` (a list
+of ``{"path", "sha256"}``).
+
+Adapters are listed with scale 0, so that only requests that name one get it. One that is gone, changed or not to be trusted
+is left out: those that serve already must come back after a crash. Reported are ``adapters``, the hashes of those that are there
+in the order of their numbers, and ``refused``, why others are not.
 """
 
 from __future__ import annotations
@@ -9,9 +14,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from app.providers.workers.child import Child, begin
+from app.providers.workers.llamacpp_adapter import AdapterRefused, check_adapter
 
 _BATCH_TOKENS = 256
 """Small: between two batches the server hears that a client is gone (with ``return_progress`` in the request)."""
@@ -36,18 +43,25 @@ def main() -> None:
         )
     devices = [str(info["name"]) for info in xllamacpp.get_device_info()]
     device = _device(child, devices)
+    adapters, refused = _adapters(child)
+    params = _params(child, xllamacpp, device)
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in adapters.values()]
     try:
-        server = xllamacpp.Server(_params(child, xllamacpp, device))
+        server = xllamacpp.Server(params)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent shall hear of it in our words
         sys.stderr.write(f"{error!r}\n")
         child.fail(
             "llama.cpp cannot load this model: the file is damaged, of an unknown kind, or too large for the memory there is."
+            if not adapters
+            else "llama.cpp cannot load this model with its adapters: one of them does not fit it, or memory is too small."
         )
     child.listening(
         port=_port(server.listening_address),
         device=device,
         build=str(xllamacpp.__version__),
         llguidance=str(xllamacpp.json_schema_to_grammar({"type": "object"})).startswith("%llguidance"),
+        adapters=list(adapters),
+        refused=refused,
     )
     threading.Event().wait()
 
@@ -60,6 +74,19 @@ def _device(child: Child, devices: list[str]) -> str:
     if wanted in _BACKENDS:
         child.fail(f"This build of llama.cpp has no {wanted} device (it has {', '.join(devices)}). Use the device auto or cpu.")
     return "cpu"
+
+
+def _adapters(child: Child) -> tuple[dict[str, str], dict[str, str]]:
+    """Paths of the good ones and reasons against the others, both by hash."""
+    good: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for adapter in child.config.get("adapters", ()):
+        try:
+            check_adapter(Path(adapter["path"]), adapter["sha256"])
+            good[adapter["sha256"]] = adapter["path"]
+        except AdapterRefused as error:
+            refused[adapter["sha256"]] = error.detail
+    return good, refused
 
 
 def _params(child: Child, xllamacpp: Any, device: str) -> Any:
