@@ -9,12 +9,14 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from app.core.records import AliasRecord, VersionRecord
+from app.core.records import UNSET, AliasRecord, Unset, VersionRecord
 from app.db.database import Database
 from app.db.rows import make, record_of, records_of, values_of
 from app.db.schema import aliases, versions
 
 _TARGET = ("provider", "model", "device", "adapter", "version")
+DEPTH = 20
+"""So many moves of an alias are kept to be taken back."""
 
 
 class Versions:
@@ -64,28 +66,40 @@ class Aliases:
         query = select(aliases).order_by(aliases.c.name)
         return await self._database.read(lambda connection: records_of(AliasRecord, connection.execute(query)))
 
-    async def move(self, alias: AliasRecord) -> AliasRecord:
-        """Points an alias at its new target and returns it with ``previous`` filled from the old row.
+    async def move(self, alias: AliasRecord, *, previous: Mapping[str, Any] | Unset | None = UNSET) -> AliasRecord:
+        """Points an alias at its new target and returns it with ``previous`` as told, else filled from the old row.
 
-        ``previous``: ``{provider, model, device, adapter, version, configured}``. Moving an alias to where it already points (a
-        reload) keeps the ``previous`` that it had, so that a rollback still leads somewhere else.
+        ``previous``: ``{provider, model, device, adapter, version, configured}``, and ``previous`` where there was one before:
+        the last `DEPTH` targets. Moving an alias to where it already points (a reload) keeps the ``previous`` that it had, so
+        that a rollback still leads somewhere else.
         """
 
         def work(connection: Connection) -> AliasRecord:
             this = aliases.c.name == alias.name
             row = connection.execute(select(aliases).where(this)).one_or_none()
             if row is None:
-                moved = replace(alias, previous=None)
+                moved = replace(alias, previous=None if isinstance(previous, Unset) else previous)
                 connection.execute(insert(aliases).values(values_of(moved)))
                 return moved
-            moved = replace(alias, previous=_previous(make(AliasRecord, row._mapping), alias))
+            before = previous_of(make(AliasRecord, row._mapping), alias) if isinstance(previous, Unset) else previous
+            moved = replace(alias, previous=before)
             connection.execute(update(aliases).where(this).values(values_of(moved)))
             return moved
 
         return await self._database.write(work)
 
 
-def _previous(old: AliasRecord, new: AliasRecord) -> Mapping[str, Any] | None:
+def previous_of(old: AliasRecord, new: AliasRecord) -> Mapping[str, Any] | None:
+    """`AliasRecord.previous` of ``new``, which takes the place of ``old``."""
     if all(getattr(old, name) == getattr(new, name) for name in _TARGET):
         return old.previous
-    return {name: getattr(old, name) for name in (*_TARGET, "configured")}
+    before = {name: getattr(old, name) for name in (*_TARGET, "configured")}
+    return _cut({**before, "previous": old.previous} if old.previous else before, DEPTH)
+
+
+def _cut(previous: Mapping[str, Any], depth: int) -> Mapping[str, Any]:
+    earlier = previous.get("previous")
+    if not earlier:
+        return previous
+    own = {name: value for name, value in previous.items() if name != "previous"}
+    return own if depth <= 1 else {**own, "previous": _cut(earlier, depth - 1)}

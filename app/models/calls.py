@@ -91,7 +91,7 @@ class Calls:
         call = _Call(request.prediction_id or uuid7(), request, principal, called_at, created_at)
         try:
             self._check_running()
-            plan = self._desk.names.plan(request.model)
+            plan = self._desk.names.plan(request.model, session_of(request, principal))
             call = await self._with_examples(call, plan)
             found = await self._look(call, plan)
             if isinstance(found, Recording):
@@ -236,7 +236,7 @@ class Calls:
         # The plan is made anew: whoever waited for the cache may have been overtaken by a switch. From here to the place in the
         # queue there is no suspension.
         return Tries(
-            self._desk.names.plan(call.request.model),
+            self._desk.names.plan(call.request.model, session_of(call.request, call.principal)),
             call.request,
             call.principal.user_id,
             self._desk.targets,
@@ -308,6 +308,11 @@ class Calls:
 def _specs(plan: Plan) -> list[ModelSpec]:
     """All that might answer."""
     return [each.spec for each in plan.candidates] + ([] if plan.long_context is None else [plan.long_context])
+
+
+def session_of(request: GenerationRequest, principal: Principal) -> str:
+    """What stays with one version while a canary runs: the conversation, else the login, else the key, else the user."""
+    return request.conversation_id or principal.session_id or principal.key_id or principal.user_id
 
 
 def shutting_down() -> ShuttingDown:

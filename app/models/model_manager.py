@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -20,19 +19,21 @@ from app.core.errors import AprendizError, UnknownModel
 from app.core.metrics import Metrics
 from app.core.records import AliasRecord, VersionRecord
 from app.core.settings import Model, Routing, Upstream
-from app.core.types import EmbeddingRequest, Embeddings, EngineState, GenerationRequest, ModelSpec, Principal, VersionInfo
-from app.models.aliases import DEFAULT, Aliases, Target
+from app.core.types import EmbeddingRequest, Embeddings, GenerationRequest, ModelSpec, Principal, VersionInfo
+from app.models.aliases import DEFAULT, Aliases, Guard, Order, anything
 from app.models.cache import ResponseCache
 from app.models.calls import Calls, Desk, shutting_down
+from app.models.canary import CanaryKeeper
 from app.models.costs import Ledger
 from app.models.deployment import Deployment
 from app.models.generation import Completed, Generation
 from app.models.pool import Pool
-from app.models.routing import ModelName, Names
-from app.models.status import AliasStatus, ManagerStatus
+from app.models.routing import Canary, ModelName, Names
+from app.models.status import ManagerStatus, alias_status, why_not_ready
 from app.models.stores import ModelStores, Providers, Recall
 from app.models.targets import Targets
 from app.models.trial import Trial, Trials
+from app.models.versions import to_record
 
 __all__ = ["Completed", "Generation", "ManagerStatus", "ModelManager", "ModelStores", "Trial"]
 
@@ -43,6 +44,7 @@ T = TypeVar("T")
 _TICK_S = 2.0
 _END_S = 15.0
 _NO_ROUTES = Routing()
+_NO_NOTE: Mapping[str, Any] = MappingProxyType({})
 
 
 class ModelManager:
@@ -58,6 +60,7 @@ class ModelManager:
         cache: answers to be given again; None: there are none.
         ledger: prices and budgets; None: nothing has a price.
         recall: approved corrections, to be shown with similar questions; None: none are.
+        guard: who may serve; see `app.models.aliases.Guard`.
         clock: seconds, monotonic.
         rng: for weights and jitter.
     """
@@ -74,6 +77,7 @@ class ModelManager:
         cache: ResponseCache | None = None,
         ledger: Ledger | None = None,
         recall: Recall | None = None,
+        guard: Guard = anything,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -84,8 +88,9 @@ class ModelManager:
         self._pool = Pool(
             settings, providers, metrics, register=self._register, on_ready=self._on_ready, remote=upstreams, clock=clock
         )
-        self._aliases = Aliases(settings, self._pool, stores)
+        self._aliases = Aliases(settings, self._pool, stores, guard=guard)
         self._names = Names(routing, upstreams, self._aliases, answer_timeout_s=settings.answer_timeout_s)
+        self._keeper = CanaryKeeper(self._pool, self._aliases, self._names)
         self._targets = Targets(
             settings,
             self._pool,
@@ -93,6 +98,7 @@ class ModelManager:
             clock=clock,
             rng=rng or random.Random(),  # noqa: S311  # spreads load, keeps no secret
             active=lambda: self._calls.active,
+            heard=self._keeper.heard,
             spawn=self._spawn,
         )
         self._cache = cache
@@ -113,7 +119,7 @@ class ModelManager:
                 recall=recall,
             )
         )
-        self._trials = Trials(settings, self._pool, serves=lambda spec: bool(self._aliases.names_of(spec)), users=self._users)
+        self._trials = Trials(settings, self._pool, serves=self._keeper.serves, users=self._users)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ticker: asyncio.Task[None] | None = None
         self._stopping = False
@@ -126,7 +132,7 @@ class ModelManager:
             self._metrics.model_label(name, configured=True)
         self._ticker = asyncio.create_task(self._tick_forever(), name="models ticker")
         if self._settings.preload:
-            self._load_default()
+            self._load(self._aliases.targets[DEFAULT].spec)
 
     async def generate(self, request: GenerationRequest, principal: Principal) -> Generation:
         """Reserves a slot for one call; whatever can be refused is refused here.
@@ -173,18 +179,52 @@ class ModelManager:
         """A fresh engine of what ``default`` means. Raises as `switch`."""
         return await self._to_the_end(self._aliases.reload(DEFAULT, actor=actor))
 
-    async def promote(self, version: str, *, actor: Principal | None) -> AliasRecord:
-        """Points ``default`` at a version that was loaded here before. Raises NotFound for another, and as `switch`."""
-        return await self._to_the_end(self._aliases.promote(DEFAULT, version, actor=actor))
+    async def promote(
+        self, version: str, *, actor: Principal | None, override: bool = False, note: Mapping[str, Any] = _NO_NOTE
+    ) -> AliasRecord:
+        """Points ``default`` at a version that was loaded here before. ``override``: an admin insists; ``note``: for the audit.
+
+        Raises NotFound for another, and as `switch`."""
+        order = Order("model.promote", actor, override=override, note=note)
+        return await self._to_the_end(self._aliases.promote(DEFAULT, version, order))
 
     async def promote_spec(self, spec: ModelSpec, *, version: str, actor: Principal | None) -> AliasRecord:
         """Loads ``spec`` and points ``default`` at it, if what was loaded is ``version``: else ModelLoadFailed. Raises as
         `switch`."""
-        return await self._to_the_end(self._aliases.promote_spec(DEFAULT, spec, version, actor=actor))
+        return await self._to_the_end(self._aliases.promote_spec(DEFAULT, spec, Order("model.promote", actor, version)))
 
-    async def rollback(self, *, actor: Principal | None) -> AliasRecord:
-        """Points ``default`` at what it meant before. Raises Conflict where there is nothing before, and as `switch`."""
-        return await self._to_the_end(self._aliases.rollback(DEFAULT, actor=actor))
+    async def rollback(
+        self, *, actor: Principal | None, note: Mapping[str, Any] = _NO_NOTE, anywhere: bool = False
+    ) -> AliasRecord:
+        """Points ``default`` at what it meant before its last move; again, at what it meant before that.
+
+        ``note``, ``anywhere``: as `app.models.aliases.Order` and `Aliases.rollback`. Raises Conflict where there is nothing
+        before, NotPromotable where nothing before may serve, and as `switch`."""
+        order = Order("model.rollback", actor, note=note)
+        return await self._to_the_end(self._aliases.rollback(DEFAULT, order, anywhere=anywhere))
+
+    async def spec_of(self, version: str) -> ModelSpec:
+        """What must be loaded for a version that has been loaded here before. Raises NotFound for any other."""
+        return await self._aliases.to_load(version)
+
+    async def start_canary(self, canary: Canary) -> str:
+        """Loads both sides and lets ``canary`` answer its share of sessions; returns the version of the other side.
+
+        Raises Conflict where one is set already, else as `switch`: nothing has changed."""
+        return await self._to_the_end(self._keeper.start(canary))
+
+    def set_canary(self, canary: Canary | None) -> None:
+        """Lets ``canary`` answer its share of the sessions of its alias from now on; None: nobody but what the alias means.
+
+        Loads nothing: that is `start_canary`'s, or the first session's."""
+        stale = self._keeper.set(canary)
+        if stale is not None and self._cache is not None:
+            self._spawn(self._cache.purge(stale))
+
+    def preload_canary(self) -> None:
+        """Starts to load the canary in the background, as after a restart. A failed load is not fatal."""
+        if self._names.canary is not None:
+            self._load(self._names.canary.spec)
 
     def trial(self, spec: ModelSpec) -> AbstractAsyncContextManager[Trial]:
         """A version on the served stack beside what serves, for as long as the block lasts: no alias means it, nobody else is
@@ -234,9 +274,13 @@ class ModelManager:
 
     def status(self) -> ManagerStatus:
         """Everything to show, without waiting."""
-        aliases = tuple(self._alias_status(name, target) for name, target in self._aliases.targets.items())
+        pool, now = self._pool, self._clock()
+        aliases = tuple(
+            alias_status(name, target, pool.find(target.spec), pool.failure(target.spec), now)
+            for name, target in self._aliases.targets.items()
+        )
         default = next(each for each in aliases if each.name == DEFAULT)
-        reason = self._why_not_ready(default)
+        reason = "The service is shutting down." if self._stopping else why_not_ready(default)
         engines = tuple(each.status() for each in self._pool.all())
         return ManagerStatus(
             ready=reason is None,
@@ -246,6 +290,7 @@ class ModelManager:
             engines=engines,
             running=sum(each.running for each in engines),
             waiting=sum(each.waiting for each in engines),
+            canary=self._keeper.status(),
         )
 
     async def drain(self, grace_s: float) -> None:
@@ -273,12 +318,12 @@ class ModelManager:
 
     async def _purging(self, change: Coroutine[Any, Any, T]) -> T:
         """After a change of an alias: no answer is given again of a version that no alias means any more."""
-        before = self._aliases.versions()
+        before = self._keeper.meant()
         try:
             return await change
         finally:
             if self._cache is not None:
-                for version in before - self._aliases.versions():
+                for version in before - self._keeper.meant():
                     await self._cache.purge(version)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -294,31 +339,20 @@ class ModelManager:
             logger.error("A background task failed.", exc_info=error)
 
     async def _register(self, spec: ModelSpec, version: VersionInfo) -> None:
-        details = {**version.details, "context_tokens": version.context_tokens, "device": spec.device, "adapter": spec.adapter}
-        public = spec.public_name.partition("/")[2]
-        if public != spec.model:
-            details["spec_model"] = spec.model
-        await self._stores.versions.put(
-            VersionRecord(
-                id=version.id,
-                provider=spec.provider,
-                model=public,
-                base_hash=version.base_hash,
-                adapter_hash=version.adapter_hash,
-                template_hash=version.template_hash,
-                created_at=datetime.now(UTC),
-                details=details,
-            )
-        )
+        self._keeper.check(spec, version)
+        await self._aliases.check_loaded(spec, version)
+        await self._stores.versions.put(to_record(spec, version))
 
     def _on_ready(self, deployment: Deployment) -> None:
+        self._keeper.note(deployment)
         self._spawn(self._purging(self._aliases.note_loaded(deployment)))
 
-    def _load_default(self) -> None:
+    def _load(self, spec: ModelSpec) -> None:
         try:
-            self._pool.get(self._aliases.targets[DEFAULT].spec)
+            self._pool.get(spec)
         except AprendizError as error:
-            logger.warning("default model not loaded", extra={"data": {"error": error.slug, "detail": error.detail}})
+            data = {"model": spec.public_name, "error": error.slug, "detail": error.detail}
+            logger.warning("model not loaded", extra={"data": data})
 
     async def _tick_forever(self) -> None:
         while True:
@@ -341,40 +375,7 @@ class ModelManager:
             self._spawn(self._cache.sweep())
         for deployment in self._pool.all():
             self._targets.show_breaker(deployment)
-        failure = self._pool.failure(self._aliases.targets[DEFAULT].spec)
+        default = self._aliases.targets[DEFAULT].spec
+        failure = self._pool.failure(default)
         if self._settings.preload and failure is not None and failure.until <= self._clock():
-            self._load_default()
-
-    def _alias_status(self, name: str, target: Target) -> AliasStatus:
-        spec, deployment, failure = target.spec, self._pool.find(target.spec), self._pool.failure(target.spec)
-        provider, _, model = spec.public_name.partition("/")
-        state = EngineState.STOPPED if deployment is None else deployment.state
-        if deployment is None and failure is not None:
-            state = EngineState.FAILED
-        version = deployment.version if deployment is not None else None
-        return AliasStatus(
-            name=name,
-            provider=provider,
-            model=model,
-            device=spec.device,
-            version=version.id if version is not None else target.record.version if target.record is not None else None,
-            state=state,
-            error=None if failure is None or state is EngineState.READY else failure.error.detail,
-            retry_in_s=None if failure is None or state is not EngineState.FAILED else max(failure.until - self._clock(), 0.0),
-        )
-
-    def _why_not_ready(self, default: AliasStatus) -> str | None:
-        if self._stopping:
-            return "The service is shutting down."
-        match default.state:
-            case EngineState.READY:
-                return None
-            case EngineState.STOPPED:
-                # Not loaded, and nothing stands against loading it with the first request.
-                return None
-            case EngineState.STARTING:
-                return "The model is being loaded."
-            case EngineState.RESTARTING:
-                return "The model engine is being restarted."
-            case _:
-                return default.error or "The model engine is not available."
+            self._load(default)

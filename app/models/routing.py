@@ -7,14 +7,16 @@ waits and gives up is `app.models.tries`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import logging
 import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from app.core.errors import UnknownModel
 from app.core.settings import FallbackClass, Route, Routing, Upstream
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 Strategy = Literal["order", "weights", "least_busy"]
 _NONE: Final[frozenset[FallbackClass]] = frozenset()
+_ANY: Final[frozenset[FallbackClass]] = frozenset(get_args(FallbackClass))
 _SINGLE_RETRIES: Final = 1
 _FOREIGN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
 """What a model of an upstream may be called. Each name that is asked for becomes a version, so it is kept plain and short."""
@@ -72,6 +75,23 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """A version on trial with a part of the sessions of an alias. ``share``: of all sessions; ``salt``: makes another draw of
+    them than the canary before."""
+
+    alias: str
+    spec: ModelSpec
+    version: str
+    share: float
+    salt: str
+
+    def takes(self, session: str) -> bool:
+        """Whether ``session`` is one of its sessions: the same answer in every process, before and after a restart."""
+        digest = hashlib.sha256(f"{self.salt}:{session}".encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8]) < self.share * 2.0**64
+
+
+@dataclass(frozen=True, slots=True)
 class ModelName:
     """A name that callers may use, for ``/v1/models``. ``created``: seconds since the epoch."""
 
@@ -100,24 +120,33 @@ class Names:
         self._listed = [f"{name}/{each}" for name, upstream in upstreams.items() for each in upstream.models if "*" not in each]
         self._patterns = [f"{name}/{each}" for name, upstream in upstreams.items() for each in upstream.models if "*" in each]
         self._started = int(time.time())
+        self.canary: Canary | None = None
+        """Who answers a part of the sessions in place of what its alias means."""
 
-    def plan(self, model: str | None) -> Plan:
+    def plan(self, model: str | None, session: str | None = None) -> Plan:
         """What ``model`` means now; None asks for ``default``.
+
+        ``session``: whose call it is, for a canary; None: of nobody, and no canary answers. A session of the canary's gets what
+        the alias means where the canary fails before its first piece.
 
         Raises:
             UnknownModel: nothing of that name; the text lists what there is.
         """
         name = DEFAULT if model is None else model
+        other = self._other(session)
         route = self._routes.get(name)
         if route is not None:
-            return self._plan_of(name, route)
+            plan = self._plan_of(name, route)
+            return plan if other is None else _beside(plan, *other)
         target = self._aliases.targets.get(name)
         if target is not None:
-            return _single(name, target.spec)
-        spec = self._aliases.deployed(name) or self._upstream_model(name)
-        if spec is None:
-            raise self._unknown(name)
-        return _single(None, spec)
+            plan = _single(name, target.spec)
+        else:
+            spec = self._aliases.deployed(name) or self._upstream_model(name)
+            if spec is None:
+                raise self._unknown(name)
+            plan = _single(None, spec)
+        return plan if other is None else _beside(plan, *other)
 
     def check(self) -> None:
         """Logs the targets of routes that mean nothing now. An alias may still come to be, so this is no error."""
@@ -143,6 +172,14 @@ class Names:
         for name in self._listed:
             found.setdefault(name, ModelName(name, self._started, name.partition("/")[0]))
         return list(found.values())
+
+    def _other(self, session: str | None) -> tuple[ModelSpec, ModelSpec] | None:
+        """For a session of the canary's: what its alias means, and who answers instead."""
+        canary = self.canary
+        if canary is None or session is None or not canary.takes(session):
+            return None
+        control = self._aliases.targets[canary.alias].spec
+        return None if control == canary.spec else (control, canary.spec)
 
     def _plan_of(self, name: str, route: Route) -> Plan:
         known = ((self._target(target.model), target.weight) for target in route.targets)
@@ -187,6 +224,19 @@ class Names:
 def _single(name: str | None, spec: ModelSpec) -> Plan:
     """The plan of a name that means one model: the same for every call."""
     return Plan(name, (Candidate(spec),))
+
+
+@functools.lru_cache(maxsize=1024)
+def _beside(plan: Plan, control: ModelSpec, canary: ModelSpec) -> Plan:
+    """``plan`` with ``canary`` before ``control``: in its place where the strategy is not to ask in order."""
+    found: list[Candidate] = []
+    for each in plan.candidates:
+        if each.spec == control:
+            found.append(Candidate(canary, each.weight))
+        if each.spec != control or plan.strategy == "order":
+            found.append(each)
+    single = plan.candidates == (Candidate(control),)
+    return dataclasses.replace(plan, candidates=tuple(found), fallback_on=_ANY if single else plan.fallback_on)
 
 
 def wildcard(pattern: str) -> re.Pattern[str]:

@@ -6,11 +6,11 @@ Only shapes stand here, so that tests can hand in small classes of their own. No
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from app.core.records import AliasRecord, AuditRecord, PredictionRecord, VersionRecord
+from app.core.records import UNSET, AliasRecord, AuditRecord, PredictionRecord, Unset, VersionRecord
 from app.core.types import Example, Message
 from app.providers.base import BaseLLMProvider
 
@@ -48,8 +48,8 @@ class AliasStore(Protocol):
     async def list(self) -> list[AliasRecord]:
         """All of them."""
 
-    async def move(self, alias: AliasRecord) -> AliasRecord:
-        """Writes it in one transaction and returns it with ``previous`` filled from the row that it replaced."""
+    async def move(self, alias: AliasRecord, *, previous: Mapping[str, Any] | Unset | None = UNSET) -> AliasRecord:
+        """Writes it in one transaction and returns it with ``previous`` as told, else filled from the row that it replaced."""
 
 
 class AuditLog(Protocol):

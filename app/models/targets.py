@@ -126,6 +126,7 @@ class Targets:
         clock: seconds, monotonic.
         rng: for weights and jitter.
         active: how many calls are in flight, for the retry budget.
+        heard: takes the outcome of each attempt, with what was asked: None where it was answered.
         spawn: runs what must outlive its caller.
     """
 
@@ -138,11 +139,13 @@ class Targets:
         clock: Callable[[], float],
         rng: random.Random,
         active: Callable[[], int],
+        heard: Callable[[ModelSpec, AprendizError | None], None] = lambda _spec, _error: None,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._active = active
+        self._heard = heard
         self._budget = RetryBudget()
         self._shown: dict[str, BreakerState] = {}
         self.metrics = metrics
@@ -159,7 +162,11 @@ class Targets:
             QueueFullForUser, Overloaded: no room in the queue, or no slot in time; with ``retry_after``.
             InvalidRequest, ContextOverflow: it cannot take this request.
         """
-        deployment, ticket = await self._slot(spec, user_id)
+        try:
+            deployment, ticket = await self._slot(spec, user_id)
+        except AprendizError as error:
+            self._heard(spec, error)
+            raise
         try:
             fitted = await fit(request, deployment.loaded, self._settings)
             return Attempt(deployment, ticket, fitted, self._permit(deployment), self)
@@ -209,6 +216,8 @@ class Targets:
 
     def judged(self, deployment: Deployment, permit: Permit | None, verdict: Verdict) -> None:
         """Takes the outcome of an attempt."""
+        if verdict != "cancelled":
+            self._heard(deployment.spec, None if verdict == "ok" else verdict)
         if verdict == "ok":
             self.metrics.of_model(deployment.label).attempted.inc()
         else:

@@ -18,7 +18,7 @@ from app.core.errors import EngineUnavailable, Overloaded, ShuttingDown, Upstrea
 from app.core.settings import Model
 from app.core.types import Answer, EngineState, Event, Folder, GenerationRequest, ModelSpec, VersionInfo
 from app.models.deployment import Deployment
-from app.models.fitting import as_asked, fit
+from app.models.fitting import as_asked, fit, shown
 from app.models.pool import Pool
 from app.models.scheduler import Ticket
 from app.providers.base import Capabilities
@@ -51,11 +51,11 @@ class Trial:
         """
         fitted = await fit(request, self._deployment.loaded, self._trials.settings)
         async with self._trials.slot(self._deployment):
-            return await self._fold(fitted)
+            return await self._fold(shown(fitted))
 
     async def score(self, request: GenerationRequest, completion: str) -> Any:
         """`LoadedModel.score` of ``completion`` under the prompt that a user's answer would have. Raises as `answer`."""
-        asked = as_asked(request, self._deployment.loaded, self._trials.settings)
+        asked = shown(as_asked(request, self._deployment.loaded, self._trials.settings))
         loaded: Any = self._deployment.loaded
         async with self._trials.slot(self._deployment):
             return await loaded.score(asked, completion)
@@ -63,7 +63,7 @@ class Trial:
     async def prompt(self, request: GenerationRequest) -> str:
         """`LoadedModel.prompt`: the templated prompt. Raises as it does."""
         loaded: Any = self._deployment.loaded
-        text: str = await loaded.prompt(as_asked(request, self._deployment.loaded, self._trials.settings))
+        text: str = await loaded.prompt(shown(as_asked(request, self._deployment.loaded, self._trials.settings)))
         return text
 
     async def _fold(self, request: GenerationRequest) -> Answer:

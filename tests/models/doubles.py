@@ -11,7 +11,7 @@ from typing import Any
 
 from app.core.errors import AprendizError, UnknownModel
 from app.core.metrics import Metrics
-from app.core.records import AliasRecord, AuditRecord, PredictionRecord, VersionRecord
+from app.core.records import UNSET, AliasRecord, AuditRecord, PredictionRecord, Unset, VersionRecord
 from app.core.settings import Model, Providers, Routing, Upstream
 from app.core.types import (
     ALL_SCOPES,
@@ -28,6 +28,7 @@ from app.core.types import (
     Usage,
     VersionInfo,
 )
+from app.db.versions import previous_of
 from app.models.model_manager import ModelManager, ModelStores
 from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
 
@@ -81,21 +82,14 @@ class MemoryAliases:
     async def list(self) -> list[AliasRecord]:
         return list(self.rows.values())
 
-    async def move(self, alias: AliasRecord) -> AliasRecord:
+    async def move(self, alias: AliasRecord, *, previous: Mapping[str, Any] | Unset | None = UNSET) -> AliasRecord:
         await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         self.moves += 1
         old = self.rows.get(alias.name)
-        previous: dict[str, Any] | None = None
-        if old is not None:
-            previous = {
-                "provider": old.provider,
-                "model": old.model,
-                "device": old.device,
-                "version": old.version,
-                "adapter": old.adapter,
-            }
+        if isinstance(previous, Unset):
+            previous = None if old is None else previous_of(old, alias)
         self.rows[alias.name] = dataclasses.replace(alias, previous=previous)
         return self.rows[alias.name]
 

@@ -35,7 +35,7 @@ async def test_switch_moves_the_alias_and_closes_the_old(make_house: MakeHouse) 
     await until(lambda: [model.spec.model for model in house.scripted.alive] == ["b"])
     [line] = house.audit.rows
     assert (line.action, line.actor, line.target) == ("model.switch", "root", "alias:default")
-    assert line.details == {"from": "scripted/a", "to": "scripted/b", "version": "b-base"}
+    assert line.details == {"from": "scripted/a", "was": "a-base", "to": "scripted/b", "version": "b-base"}
 
 
 async def test_running_and_queued_requests_finish_on_the_old_one(make_house: MakeHouse) -> None:
@@ -204,7 +204,9 @@ async def test_promote_and_roll_back(make_house: MakeHouse) -> None:
     record = await house.manager.rollback(actor=ADMIN)
     assert (record.model, record.adapter, record.version) == ("b", "tuned", "b-tuned")
     assert await version_now(house) == "b-tuned"
-    assert (await house.manager.rollback(actor=ADMIN)).version == "a-base"
+    assert (await house.manager.rollback(actor=ADMIN)).version == "a-base", "again goes back further"
+    with pytest.raises(Conflict):
+        await house.manager.rollback(actor=ADMIN)
     actions = [line.action for line in house.audit.rows]
     assert actions == ["model.switch", "model.promote", "model.rollback", "model.rollback"]
 
