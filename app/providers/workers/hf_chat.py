@@ -55,15 +55,21 @@ class ChatFormat:
         except BadRequest:
             raise LoadRefused("The model's chat template cannot be rendered.") from None
 
-    def encode(self, messages: list[dict[str, Any]]) -> list[int]:
+    def encode(
+        self, messages: list[dict[str, Any]], *, tools: list[dict[str, Any]] | None = None, whole: bool = False
+    ) -> list[int]:
         """The prompt's tokens, up to where the answer begins.
+
+        Args:
+            tools: what the template tells the model of functions.
+            whole: the last message is the answer; its tokens are the last, and what ends the turn (for training).
 
         Raises:
             BadRequest: the template does not take these messages (roles out of turn, say), or not in time.
         """
         try:
             with _time_limit(_RENDER_S):
-                tokens = self._templated(messages) if self.template else self._plain(messages)
+                tokens = self._templated(messages, tools, whole) if self.template else self._plain(messages, whole)
         except _TooSlow:
             raise BadRequest("The model's chat template takes too long for these messages.") from None
         except Exception as error:  # noqa: BLE001 (a stranger's program meets a stranger's messages: all it raises is an answer)
@@ -75,15 +81,20 @@ class ChatFormat:
             raise BadRequest("The messages give an empty prompt.")
         return tokens
 
-    def _templated(self, messages: list[dict[str, Any]]) -> list[int]:
+    def _templated(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, whole: bool) -> list[int]:
         encoded = self._tokenizer.apply_chat_template(
-            messages, chat_template=self.template, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=True
+            messages,
+            tools=tools,
+            chat_template=self.template,
+            add_generation_prompt=not whole,
+            sanitize_control_tokens=True,
+            return_dict=True,
         )
         return list(encoded["input_ids"])
 
-    def _plain(self, messages: list[dict[str, Any]]) -> list[int]:
-        lines = [f"{message['role']}: {message['content']}" for message in messages]
-        return list(self._tokenizer("\n".join([*lines, "assistant:"]), split_special_tokens=True)["input_ids"])
+    def _plain(self, messages: list[dict[str, Any]], whole: bool) -> list[int]:
+        lines = [f"{message['role']}: {message['content']}" for message in messages] + ["assistant:"] * (not whole)
+        return list(self._tokenizer("\n".join(lines), split_special_tokens=True)["input_ids"])
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ def load(source: Source, *, device: str, dtype: str, cache: Path, digest: str) -
         device=place,
         dtype=str(number).removeprefix("torch."),
         context_tokens=int(limit) if limit else None,
-        end_tokens=_end_tokens(model, tokenizer),
+        end_tokens=end_tokens(model.generation_config, config, tokenizer),
     )
 
 
@@ -163,10 +163,11 @@ def _convert(gguf: Path, folder: Path, dtype: Any) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True).save_pretrained(folder)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_tokens(generation_config: Any, config: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: what the files name (``generation_config`` may be None) and what others end with."""
     ends: set[int] = set()
-    generation = model.generation_config.eos_token_id if model.generation_config is not None else None
-    for source in (generation, model.config.get_text_config().eos_token_id, tokenizer.eos_token_id):
+    generation = generation_config.eos_token_id if generation_config is not None else None
+    for source in (generation, config.get_text_config().eos_token_id, tokenizer.eos_token_id):
         ends.update(source if isinstance(source, Sequence) else [] if source is None else [int(source)])
     special = set(tokenizer.all_special_ids)
     for token in _TURN_ENDS:
