@@ -31,6 +31,7 @@ from app.training.assembly import FILES, Assembly, Origin, Plan, open_private
 from app.training.datasets import Review, Triple, admitted, snapshot_rows, waits
 from app.training.quarantine import Rules
 from app.training.reports import choose_method, missing, report_of
+from app.training.rowfiles import read_rows
 from app.training.splitting import History
 
 __all__ = ["Floors", "SnapshotBuilder", "SnapshotConfig", "choose_method", "snapshot_folder", "verify"]
@@ -116,6 +117,17 @@ class SnapshotBuilder:
         async with self._one, self._assembly(config) as assembly:
             intake = await self._take_feedback(assembly)
             return await self._store(assembly, intake, config, actor)
+
+    async def build_from_file(self, path: Path, config: SnapshotConfig, *, actor: Principal | None) -> SnapshotRecord:
+        """Freezes the rows of a JSONL file in one of TRL's forms, see `app.training.rowfiles`. The whole file or nothing.
+
+        Raises:
+            InvalidRequest: what is wrong with the file, and in which line. PayloadTooLarge. As `build`.
+        """
+        config = config.model_copy(update={"source": "file"})
+        async with self._one, self._assembly(config) as assembly:
+            count = await asyncio.to_thread(_take_file, assembly, path)
+            return await self._store(assembly, Counter(read=count), config, actor)
 
     async def preview(self, config: SnapshotConfig) -> Mapping[str, Any]:
         """The report that `build` would give now; nothing is stored."""
@@ -220,6 +232,14 @@ def _take(assembly: Assembly, page: list[Triple], review: Review, intake: Counte
         for row in snapshot_rows(triple, review):
             assembly.add(row, origin)
         intake["without_rows"] += len(assembly.rows) == count
+
+
+def _take_file(assembly: Assembly, path: Path) -> int:
+    count = 0
+    for row in read_rows(path):
+        assembly.add(row, Origin())
+        count += 1
+    return count
 
 
 def _freeze(assembly: Assembly, record: SnapshotRecord, folder: Path) -> tuple[SnapshotRecord, list[SnapshotRowRecord]]:
