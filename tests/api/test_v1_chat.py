@@ -138,7 +138,7 @@ def test_a_stream_has_the_vendors_form(service: Service, client: httpx.Client, u
         {"index": 0, "delta": {"content": " two"}, "logprobs": None, "finish_reason": None},
         {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"},
     ]
-    assert set(chunks[-1]["aprendiz"]) == {"version", "cached", "fallback", "feedback_token"}
+    assert set(chunks[-1]["aprendiz"]) == {"version", "cached", "fallback", "feedback_token", "examples"}
     assert rate(service, user, chunks[0]["id"]) == 201
 
 

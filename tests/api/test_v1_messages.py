@@ -41,7 +41,7 @@ def test_a_whole_answer(service: Service, client: httpx.Client) -> None:
     assert set(usage) == {"input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"}
     assert usage["output_tokens"] == 2
     assert usage["input_tokens"] > 0
-    assert set(extra) == {"version", "cached", "fallback", "feedback_token"}
+    assert set(extra) == {"version", "cached", "fallback", "feedback_token", "examples"}
     with service.client(service.user()) as stranger:
         rated = stranger.post("/feedback", json={"feedback_token": extra["feedback_token"], "rating": "up"})
     assert rated.status_code == 201

@@ -33,7 +33,7 @@ def test_a_response_is_complete(service: Service, user: Account) -> None:
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
     assert usage["input_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 0}
     assert usage["output_tokens_details"] == {"reasoning_tokens": 0}
-    assert set(body.pop("aprendiz")) == {"version", "cached", "fallback", "feedback_token"}
+    assert set(body.pop("aprendiz")) == {"version", "cached", "fallback", "feedback_token", "examples"}
     assert body.pop("completed_at") >= body.pop("created_at") > 1_700_000_000
     assert body == {
         "id": body["id"],
