@@ -11,7 +11,7 @@ import functools
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ from app.api import openapi, problems, server
 from app.api.application import Application
 from app.api.deps import Services
 from app.api.middleware import ApiRateLimit, RequestContext
-from app.api.routers import auth, conversations, feedback, health, model, predict, review, socket, usage
+from app.api.routers import auth, conversations, feedback, health, model, predict, review, socket, training, usage
 from app.api.v1 import routes as v1
 from app.core import config
-from app.core.errors import AprendizError
+from app.core.errors import AprendizError, Conflict
 from app.core.files import FileHashes
 from app.core.logging import configure
 from app.core.metrics import Metrics
+from app.core.records import RunRecord, SnapshotRecord
 from app.core.settings import Server, Settings
+from app.core.types import Principal
 from app.db.audit import Audit
 from app.db.conversations import Conversations
 from app.db.database import open_database
@@ -40,12 +42,14 @@ from app.db.feedback import Feedback
 from app.db.invites import Invites
 from app.db.keys import Keys
 from app.db.predictions import Predictions
+from app.db.runs import Runs
 from app.db.sessions import Sessions
 from app.db.snapshots import Snapshots
 from app.db.users import Users
 from app.db.versions import Aliases, Versions
 from app.memory.conversations import ConversationMemory
 from app.memory.examples import ExampleMemory
+from app.models.adapters import Adapters
 from app.models.cache import ResponseCache
 from app.models.costs import Ledger
 from app.models.local import Resolver
@@ -60,16 +64,26 @@ from app.security.edge import CrossSiteGuard, RequestBounds, SecurityHeaders, Tr
 from app.security.passwords import Passwords
 from app.security.rate_limit import RateLimiter
 from app.security.tokens import SessionTokens
+from app.training.bases import Bases
+from app.training.folders import Folders
+from app.training.jobs import Jobs
+from app.training.phases import Tools
 from app.training.snapshots import SnapshotBuilder
 from app.web import pages
 
 
-def create_app(settings: Settings, *, announce: Callable[[str], None] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    announce: Callable[[str], None] | None = None,
+    training_tools: Callable[[Tools], Tools] | None = None,
+) -> FastAPI:
     """The whole service as one ASGI app; nothing is opened before its lifespan starts.
 
     Args:
         settings: with a secret key, see `app.core.config.with_secret_key`.
         announce: takes the lines for the operator (address, first invite); standard output unless told.
+        training_tools: changes what training runs work with; tests train with less than a model.
     """
     metrics = Metrics()
     templates: dict[Any, str] = {}
@@ -78,7 +92,7 @@ def create_app(settings: Settings, *, announce: Callable[[str], None] | None = N
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             try:
-                services = await build(settings, metrics, stack)
+                services = await build(settings, metrics, stack, training_tools)
             except AprendizError as error:
                 app.state.start_failure = error
                 raise
@@ -103,7 +117,7 @@ def create_app(settings: Settings, *, announce: Callable[[str], None] | None = N
         },  # ours are Prometheus and the log; this costs each request
     )
     problems.register(app, methods_of=functools.partial(openapi.methods_of, app))
-    for module in (auth, feedback, review, model, conversations, usage, health, openapi):
+    for module in (auth, feedback, review, model, training, conversations, usage, health, openapi):
         app.include_router(module.router)
     app.router.routes.extend(pages.routes())
     openapi.install(app)
@@ -111,7 +125,12 @@ def create_app(settings: Settings, *, announce: Callable[[str], None] | None = N
     return app
 
 
-async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExitStack) -> Services:
+async def build(
+    settings: Settings,
+    metrics: Metrics,
+    stack: contextlib.AsyncExitStack,
+    training_tools: Callable[[Tools], Tools] | None = None,
+) -> Services:
     """Opens everything, bottom up; ``stack`` closes it in reverse."""
     config.make_folder(settings.data_dir)
     database = open_database(settings, metrics)
@@ -140,9 +159,10 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
     )
     examples = ExampleMemory(Examples(database), settings.training)
     stack.push_async_callback(examples.aclose)
+    context = _provider_context(settings, stack)
     models = ModelManager(
         settings.model,
-        providers=_providers(settings, stack),
+        providers=ProviderRegistry(context, settings.providers.allowed),
         stores=ModelStores(predictions, Versions(database), Aliases(database), audit),
         metrics=metrics,
         routing=settings.routing,
@@ -156,7 +176,24 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
     stack.push_async_callback(models.aclose)
     await examples.start()
     await models.start()
-    given = Feedback(database)
+    given, runs, frozen = Feedback(database), Runs(database), Snapshots(database)
+    tools = Tools(
+        runs=runs,
+        snapshots=frozen,
+        builder=SnapshotBuilder(feedback=given, snapshots=frozen, settings=settings),
+        models=models,
+        judge=Pending(),
+        promoter=Pending(),
+        bases=Bases(context.resolve, context.hashes, cache=context.models_dir / "hf"),
+        folders=Folders(settings.data_dir),
+        metrics=metrics,
+        threads=settings.training.threads,
+    )
+    tools = tools if training_tools is None else training_tools(tools)
+    config.make_folder(tools.folders.runs)
+    jobs = Jobs(tools, runs=runs, audit=audit, runs_per_day=settings.training.runs_per_day)
+    stack.push_async_callback(jobs.aclose)
+    await jobs.start()
     return Services(
         settings=settings,
         metrics=metrics,
@@ -169,8 +206,11 @@ async def build(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExi
         limiter=limiter,
         models=models,
         memory=ConversationMemory(conversations, predictions, settings.memory),
-        snapshots=SnapshotBuilder(feedback=given, snapshots=Snapshots(database), settings=settings),
+        snapshots=tools.builder,
         examples=examples,
+        jobs=jobs,
+        runs=runs,
+        snapshot_store=frozen,
     )
 
 
@@ -219,22 +259,34 @@ def _middleware(edge: Server, metrics: Metrics, templates: dict[Any, str]) -> li
     return found
 
 
-def _providers(settings: Settings, stack: contextlib.AsyncExitStack) -> ProviderRegistry:
+def _provider_context(settings: Settings, stack: contextlib.AsyncExitStack) -> ProviderContext:
     models_dir = settings.data_dir / "models"
     config.make_folder(models_dir)
     # Not in the data directory: the path of a Unix socket may have 107 bytes, and that one may be anywhere.
     runtime_dir = Path(tempfile.mkdtemp(prefix="aprendiz-"))
     stack.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
     hashes = FileHashes()  # shared: what was hashed to be checked is not hashed again to be named
-    context = ProviderContext(
+    return ProviderContext(
         model=settings.model,
         providers=settings.providers,
         models_dir=models_dir,
         runtime_dir=runtime_dir,
         resolve=Resolver(models_dir, hashes),
         hashes=hashes,
+        adapter=Adapters(settings.data_dir / "adapters", hashes),
     )
-    return ProviderRegistry(context, settings.providers.allowed)
+
+
+class Pending:
+    """Stands for the gate and the promotion until they are there: a run ends before them, in words."""
+
+    async def judge(self, run: RunRecord, snapshot: SnapshotRecord, folder: Path) -> Mapping[str, Any]:
+        """Raises Conflict."""
+        raise Conflict("The gate is not there yet; the adapter was made.")
+
+    async def promote(self, version: str, *, actor: Principal | None) -> Any:
+        """Raises Conflict."""
+        raise Conflict("The promotion is not there yet.")
 
 
 async def _announce(services: Services, say: Callable[[str], None]) -> None:

@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from app.db.database import Database
     from app.db.feedback import Feedback
     from app.db.predictions import Predictions
+    from app.db.runs import Runs
+    from app.db.snapshots import Snapshots
     from app.memory.conversations import ConversationMemory
     from app.memory.examples import ExampleMemory
     from app.models.model_manager import ModelManager
     from app.security.accounts import Accounts
     from app.security.auth import Authenticator
     from app.security.rate_limit import LimitName, RateLimiter, RateState
-    from app.training.snapshots import SnapshotBuilder
+    from app.training.jobs import Jobs
+    from app.training.phases import Builder
 
 PRINCIPAL = "aprendiz.principal"
 """Key in the ASGI scope under which the access log finds who called; nothing decides by it."""
@@ -53,8 +56,11 @@ class Services:
     limiter: RateLimiter
     models: ModelManager
     memory: ConversationMemory
-    snapshots: SnapshotBuilder
+    snapshots: Builder
     examples: ExampleMemory
+    jobs: Jobs
+    runs: Runs
+    snapshot_store: Snapshots
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the service begins to shut down: not ready any more, idle sockets close."""
 

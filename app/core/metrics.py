@@ -86,6 +86,12 @@ class Metrics:
         self.cache = Counter("aprendiz_cache", "Calls by what the response cache had for them.", ("result",), registry=r)
         self.cache_bytes = Gauge("aprendiz_cache_bytes", "Memory of kept answers.", registry=r)
         self.feedback = Counter("aprendiz_feedback", "Feedback stored.", ("kind",), registry=r)
+        self.runs = Gauge("aprendiz_runs", "Training runs that have not ended.", ("state",), registry=r)
+        self.runs_ended = Counter("aprendiz_runs_ended", "Training runs that have ended.", ("state",), registry=r)
+        self.run_restarts = Counter("aprendiz_run_restarts", "Training processes that died and were started again.", registry=r)
+        self.run_paused_seconds = Counter(
+            "aprendiz_run_paused_seconds", "Time that training processes stood still for serving.", registry=r
+        )
         self.logins = Counter("aprendiz_logins", "Login attempts.", ("result",), registry=r)
         self.db_commit_seconds = Histogram(
             "aprendiz_db_commit_seconds", "Group commits of the writer.", registry=r, buckets=_SECONDS

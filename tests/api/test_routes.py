@@ -56,6 +56,18 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/model/reload"): ADMINS,
     ("POST", "/model/promote"): ADMINS,
     ("POST", "/model/rollback"): ADMINS,
+    ("POST", "/training/runs"): ADMINS,
+    ("GET", "/training/runs"): ADMINS,
+    ("GET", "/training/runs/{run_id}"): ADMINS,
+    ("POST", "/training/runs/{run_id}/cancel"): ADMINS,
+    ("GET", "/training/runs/{run_id}/events"): ADMINS,
+    ("GET", "/training/runs/{run_id}/report"): ADMINS,
+    ("GET", "/training/runs/{run_id}/loss.png"): ADMINS,
+    ("GET", "/training/runs/{run_id}/log"): ADMINS,
+    ("GET", "/training/snapshots"): ADMINS,
+    ("POST", "/training/snapshots"): ADMINS,
+    ("POST", "/training/snapshots/preview"): ADMINS,
+    ("GET", "/training/snapshots/{snapshot_id}"): ADMINS,
     ("GET", "/usage"): READ,
     ("GET", "/conversations"): READ,
     ("GET", "/conversations/{conversation_id}"): READ,
@@ -119,7 +131,17 @@ def routes(service: Service) -> Iterator[tuple[str, str]]:
 
 
 def ask(client: httpx.Client, method: str, path: str, **more: Any) -> httpx.Response:
-    for name in ("conversation_id", "session_id", "key_id", "invite_id", "user_id", "response_id", "feedback_id"):
+    for name in (
+        "conversation_id",
+        "session_id",
+        "key_id",
+        "invite_id",
+        "user_id",
+        "response_id",
+        "feedback_id",
+        "run_id",
+        "snapshot_id",
+    ):
         path = path.replace(f"{{{name}}}", ABSENT)
     headers = {"X-Forwarded-For": "10.0.0.1", "Content-Type": "application/json", **more.pop("headers", {})}
     content = b"{}" if method in ("POST", "PATCH") else None
