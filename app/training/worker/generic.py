@@ -113,7 +113,7 @@ class GenericPolicy(Policy):
                 torch.manual_seed(seed * 65_537 + at)
                 value, statistics = loss(batch.to(self.device), self._logprobs(batch))
                 value.backward()
-                results.append(Result(float(value), statistics))
+                results.append(Result(float(value.detach()), statistics))
         return results
 
     def _logprobs(self, batch: Batch) -> Any:

@@ -72,11 +72,12 @@ class Llama:
         self._dtype = weights.embedding.dtype
         self._device = weights.embedding.device
         self._inverse, self._factor = inverse.to(self._device), factor
+        self.fused = self._device.type != "cpu"
+        """Whether attention runs in torch's fused kernels."""
 
     def forward(self, batch: Batch, *, adapter: bool, keep: bool, dropout: Dropout | None = None) -> Tape:
         """Log-probabilities of the batch's labels. ``keep``: for `backward`. The batch is on the model's device."""
-        plain = self._device.type == "cpu"
-        attention = BlockAttention(batch, self._dtype) if plain else FusedAttention(batch, self._device)
+        attention = FusedAttention(batch, self._device) if self.fused else BlockAttention(batch, self._dtype)
         turn = self._turn(batch.positions)
         x = self.weights.embedding[batch.tokens].float()
         kept: list[_Kept] = []

@@ -101,7 +101,7 @@ class LlamaPolicy(Policy):
             value, statistics = loss(batch, leaf)
             (grad,) = torch.autograd.grad(value, leaf)
         self._model.backward(tape, grad, into)
-        return Result(float(value), statistics)
+        return Result(float(value.detach()), statistics)
 
     def _reference(self, batches: Sequence[Batch]) -> list[tuple[Batch, list[float]]]:
         self._check_reference()
