@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import builtins
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from app.core.errors import Conflict, IdempotencyMismatch, NotFound, StorageUnavailable
 from app.core.records import FeedbackRecord, PredictionRecord, ReviewStatus
@@ -58,10 +59,8 @@ class Feedback:
             IdempotencyMismatch: the key was used with other content. NotFound: there is no such prediction (either of them).
             Conflict: the id exists.
         """
-        record = replace(record, superseded_at=None)
-        record = replace(record, checksum=checksum(record))
-        record = replace(record, review_checksum="" if record.review == "pending" else review_checksum(record))
-        return await self._database.write(lambda connection: _store(connection, record))
+        signed = _signed(record)
+        return await self._database.write(lambda connection: _store(connection, signed))
 
     async def get(self, feedback_id: str) -> FeedbackRecord | None:
         """One feedback, or None. Raises StorageUnavailable for a damaged row."""
@@ -100,6 +99,16 @@ class Feedback:
             if len(page) < batch:
                 return
             after = page[-1][0].id
+
+    async def add_imported(self, bundles: Sequence[tuple[Sequence[PredictionRecord], FeedbackRecord]]) -> int:
+        """Stores feedback of another program with the predictions it needs, in one transaction; returns how many were new.
+
+        What a rater gave with the same idempotency key is there already. Raises Conflict where the owner's account is gone.
+        """
+        try:
+            return await self._database.write(lambda connection: _add_imported(connection, bundles))
+        except IntegrityError as error:
+            raise Conflict("The account that the import would belong to was deleted meanwhile.") from error
 
     async def queue(self, *, limit: int = 20, after: str | None = None) -> builtins.list[Queued]:
         """What waits for a reviewer, oldest first: first what the newest snapshot set aside, then corrections and imports.
@@ -166,6 +175,30 @@ def _require(connection: Connection, record: FeedbackRecord) -> None:
             raise NotFound("There is no such prediction.", field=name)
     if connection.execute(select(feedback.c.id).where(feedback.c.id == record.id)).first() is not None:
         raise Conflict("A feedback with this id exists.")
+
+
+def _add_imported(connection: Connection, bundles: Sequence[tuple[Sequence[PredictionRecord], FeedbackRecord]]) -> int:
+    keys = [record.idempotency_key for _, record in bundles]
+    known = select(feedback.c.rater, feedback.c.idempotency_key).where(feedback.c.idempotency_key.in_(keys))
+    seen = {(row.rater, row.idempotency_key) for row in connection.execute(known)}
+    answers: builtins.list[dict[str, Any]] = []
+    said: builtins.list[dict[str, Any]] = []
+    for needed, record in bundles:
+        if (record.rater, record.idempotency_key) not in seen:
+            seen.add((record.rater, record.idempotency_key))
+            answers += [values_of(each) for each in needed]
+            said.append(values_of(_signed(record)))
+    if said:
+        connection.execute(insert(predictions), answers)
+        connection.execute(insert(feedback), said)
+    return len(said)
+
+
+def _signed(record: FeedbackRecord) -> FeedbackRecord:
+    """A new record with its checksums."""
+    record = replace(record, superseded_at=None)
+    record = replace(record, checksum=checksum(record))
+    return replace(record, review_checksum="" if record.review == "pending" else review_checksum(record))
 
 
 def _review(
