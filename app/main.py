@@ -24,7 +24,7 @@ from app.api import openapi, problems, server
 from app.api.application import Application
 from app.api.deps import Services
 from app.api.middleware import ApiRateLimit, RequestContext
-from app.api.routers import auth, conversations, feedback, health, model, predict, review, socket, training, usage
+from app.api.routers import auth, conversations, feedback, health, imports, model, predict, review, socket, training, usage
 from app.api.v1 import routes as v1
 from app.core import config
 from app.core.errors import AprendizError, Conflict
@@ -66,6 +66,7 @@ from app.security.rate_limit import RateLimiter
 from app.security.tokens import SessionTokens
 from app.training.bases import Bases
 from app.training.folders import Folders
+from app.training.foreign import MAX_IMPORT_BYTES
 from app.training.jobs import Jobs
 from app.training.phases import Tools
 from app.training.snapshots import SnapshotBuilder
@@ -117,7 +118,7 @@ def create_app(
         },  # ours are Prometheus and the log; this costs each request
     )
     problems.register(app, methods_of=functools.partial(openapi.methods_of, app))
-    for module in (auth, feedback, review, model, training, conversations, usage, health, openapi):
+    for module in (auth, feedback, imports, review, model, training, conversations, usage, health, openapi):
         app.include_router(module.router)
     app.router.routes.extend(pages.routes())
     openapi.install(app)
@@ -243,7 +244,7 @@ def _middleware(edge: Server, metrics: Metrics, templates: dict[Any, str]) -> li
         Middleware(SecurityHeaders, edge),
         Middleware(problems.Problems),
         Middleware(TrustedHost, named, respond=problems.respond),
-        Middleware(RequestBounds, edge, respond=problems.respond),
+        Middleware(RequestBounds, edge, respond=problems.respond, larger={imports.PATH: MAX_IMPORT_BYTES}),
     ]
     if edge.cors_origins:
         found.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from app.core.errors import (
@@ -35,20 +36,26 @@ class RequestBounds:
     Args:
         server: ``max_body_bytes`` and ``receive_timeout_s``.
         respond: answers with an error.
+        larger: paths of uploads, which may have that many bytes instead, whoever calls; the route asks who that is first.
     """
 
-    def __init__(self, app: App, server: Server, *, respond: Respond) -> None:
+    def __init__(self, app: App, server: Server, *, respond: Respond, larger: Mapping[str, int] | None = None) -> None:
         self._app = app
         self._max_body = server.max_body_bytes
         self._timeout_s = server.receive_timeout_s
         self._respond = respond
+        self._larger = larger or {}
+
+    def max_body(self, scope: Scope) -> int:
+        """Most bytes that the body of this request may have."""
+        return max(self._max_body, self._larger.get(scope["path"], 0))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         try:
-            _check_head(scope, self._max_body)
+            _check_head(scope, self.max_body(scope))
         except AprendizError as error:
             await self._respond(error, scope, receive, _closing(send))
             return
@@ -90,8 +97,8 @@ class _Exchange:
             return message
         self._received += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
-        if self._received > self._bounds._max_body:
-            raise self._refuse(_too_large(self._bounds._max_body))
+        if self._received > (most := self._bounds.max_body(self._scope)):
+            raise self._refuse(_too_large(most))
         return message
 
     async def send(self, message: Message) -> None:

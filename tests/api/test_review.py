@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from typing import Any
 
@@ -141,3 +142,46 @@ def test_only_admins_review(service: Service, user: Account) -> None:
     assert decide(service, given, user, decision="approve").status_code == 403
     assert decide(service, uuid7(), decision="approve").status_code == 404
     assert decide(service, "x", decision="approve").status_code == 404
+
+
+TRL = b'{"prompt": "What does ls do?", "completion": "It lists files."}\n{"prompt": 5, "completion": "x"}\n'
+
+
+def upload(service: Service, content: bytes, account: Account | None = None, **more: Any) -> httpx.Response:
+    headers = {"Content-Type": more.pop("kind", "application/x-ndjson")}
+    with service.client(account or service.admin()) as client:
+        return client.post("/feedback/import", content=content, headers=headers, params={"format": "trl", **more})
+
+
+def test_a_file_is_imported_and_waits_for_its_review(service: Service) -> None:
+    answer = upload(service, TRL)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (body["read"], body["stored"], body["examples"]) == (
+        2,
+        1,
+        [{"row": 2, "reason": "not a row in one of TRL's forms"}],
+    )
+    item = next(item for item in waiting(service).values() if item["rater"].startswith("import:trl:"))
+    assert (item["correction"], item["model"]) == ("It lists files.", "unknown")
+    assert "It lists files." not in [row["completion"][0]["content"] for row in exported(service)]
+    assert decide(service, item["id"], decision="approve").status_code == 200
+    assert "It lists files." in [row["completion"][0]["content"] for row in exported(service)]
+    assert upload(service, TRL).json()["already"] == 1
+
+
+def test_imports_are_bounded_and_for_admins(service: Service, user: Account) -> None:
+    assert upload(service, TRL, user).status_code == 403
+    assert upload(service, TRL, kind="text/plain").status_code == 415
+    assert upload(service, TRL, format="csv").status_code in (400, 422)
+    assert upload(service, b"no file").status_code in (400, 422)
+    line = json.dumps({"prompt": "Why?", "completion": "x", "padding": "a" * 100_000}).encode() + b"\n"
+    assert upload(service, line * 60).json()["stored"] == 1  # more than other bodies may have
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+    connection.putrequest("POST", "/feedback/import?format=trl")
+    for name, value in {**service.admin().headers, "Content-Type": "text/csv", "Content-Length": str(1 << 27)}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+    assert not list(service.settings.data_dir.glob("aprendiz-import-*"))

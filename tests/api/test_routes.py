@@ -49,6 +49,7 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/feedback"): READ,
     ("GET", "/feedback/export"): ADMINS,
     ("GET", "/feedback/review"): ADMINS,
+    ("POST", "/feedback/import"): ADMINS,
     ("POST", "/feedback/{feedback_id}/review"): ADMINS,
     ("GET", "/model"): READ,
     ("POST", "/model"): ADMINS,
