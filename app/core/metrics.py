@@ -86,6 +86,8 @@ class Metrics:
         self.cache = Counter("aprendiz_cache", "Calls by what the response cache had for them.", ("result",), registry=r)
         self.cache_bytes = Gauge("aprendiz_cache_bytes", "Memory of kept answers.", registry=r)
         self.feedback = Counter("aprendiz_feedback", "Feedback stored.", ("kind",), registry=r)
+        self.promotions = Counter("aprendiz_promotions", "Promotions, and what became of them.", ("outcome",), registry=r)
+        self.canary_share = Gauge("aprendiz_canary_share", "Share of the sessions that a canary answers.", registry=r)
         self.runs = Gauge("aprendiz_runs", "Training runs that have not ended.", ("state",), registry=r)
         self.runs_ended = Counter("aprendiz_runs_ended", "Training runs that have ended.", ("state",), registry=r)
         self.run_restarts = Counter("aprendiz_run_restarts", "Training processes that died and were started again.", registry=r)

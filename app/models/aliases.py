@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 DEFAULT = "default"
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
-Guard = Callable[[ModelSpec, str, bool], Awaitable[None]]
-"""``await guard(spec, version, override)`` raises NotPromotable for what no alias may mean; ``override``: an admin insists."""
+Guard = Callable[[ModelSpec, str], Awaitable[None]]
+"""``await guard(spec, version)`` raises NotPromotable for what no alias may mean."""
 
 
-async def anything(_spec: ModelSpec, _version: str, _override: bool) -> None:
+async def anything(_spec: ModelSpec, _version: str) -> None:
     """The guard of a manager without one."""
 
 
@@ -49,7 +49,6 @@ class Order:
     action: str
     actor: Principal | None
     version: str | None = None
-    override: bool = False
     note: Mapping[str, Any] = field(default_factory=dict)
     previous: Mapping[str, Any] | Unset | None = UNSET
 
@@ -91,7 +90,7 @@ class Aliases:
                 logger.info("alias default follows the configuration, which has changed", extra={"data": data})
                 continue
             try:
-                await self._guard(spec_of(record), record.version, False)
+                await self._guard(spec_of(record), record.version)
             except NotPromotable as error:
                 await self._fall_back(record, error)
                 continue
@@ -173,7 +172,7 @@ class Aliases:
                 back = replace(order, version=str(previous["version"]), previous=previous.get("previous"))
                 try:
                     spec = spec_of_previous(previous)
-                    await self._guard(spec, str(previous["version"]), False)
+                    await self._guard(spec, str(previous["version"]))
                     return await self._to_version(alias, spec, back)
                 except NotPromotable as error:
                     refusal = error
@@ -193,7 +192,7 @@ class Aliases:
             if record is None or record.version == version.id or name in self._moving:
                 continue
             try:
-                await self._guard(spec, version.id, False)
+                await self._guard(spec, version.id)
             except NotPromotable as error:
                 await self._fall_back(record, error)
                 raise ModelLoadFailed(
@@ -228,7 +227,7 @@ class Aliases:
         for previous in earlier(record.previous):
             spec, version = spec_of_previous(previous), str(previous["version"])
             try:
-                await self._guard(spec, version, False)
+                await self._guard(spec, version)
             except NotPromotable:
                 continue
             back = AliasRecord(
@@ -287,7 +286,7 @@ class Aliases:
         loaded = deployment.loaded.version.id
         if order.version is not None and loaded != order.version:
             raise ModelLoadFailed("The files of this version have changed since: what would answer now is another version.")
-        await self._guard(deployment.spec, loaded, order.override)
+        await self._guard(deployment.spec, loaded)
         old = self._targets.get(alias)
         was = None if old is None or old.record is None else old.record.version
         record = await self._write(alias, old, deployment.spec, loaded, order)

@@ -171,6 +171,7 @@ class ModelManager:
 
         Raises:
             Conflict: another change of that alias runs.
+            NotPromotable: it may not serve.
             UnknownModel, ModelLoadFailed, Overloaded, StorageUnavailable: nothing has changed; the old one serves on.
         """
         return await self._to_the_end(self._aliases.switch(alias, spec, actor=actor))
@@ -179,13 +180,11 @@ class ModelManager:
         """A fresh engine of what ``default`` means. Raises as `switch`."""
         return await self._to_the_end(self._aliases.reload(DEFAULT, actor=actor))
 
-    async def promote(
-        self, version: str, *, actor: Principal | None, override: bool = False, note: Mapping[str, Any] = _NO_NOTE
-    ) -> AliasRecord:
-        """Points ``default`` at a version that was loaded here before. ``override``: an admin insists; ``note``: for the audit.
+    async def promote(self, version: str, *, actor: Principal | None, note: Mapping[str, Any] = _NO_NOTE) -> AliasRecord:
+        """Points ``default`` at a version that was loaded here before. ``note``: for the audit line.
 
         Raises NotFound for another, and as `switch`."""
-        order = Order("model.promote", actor, override=override, note=note)
+        order = Order("model.promote", actor, note=note)
         return await self._to_the_end(self._aliases.promote(DEFAULT, version, order))
 
     async def promote_spec(self, spec: ModelSpec, *, version: str, actor: Principal | None) -> AliasRecord:
@@ -244,6 +243,11 @@ class ModelManager:
         if deployment is not None and deployment.version is not None:
             return target.spec, deployment.version.id
         return target.spec, None if target.record is None else target.record.version
+
+    def record(self, alias: str = DEFAULT) -> AliasRecord | None:
+        """The row of an alias, once what it means has been loaded."""
+        target = self._aliases.targets.get(alias)
+        return None if target is None else target.record
 
     def busy(self) -> bool:
         """Whether anybody (trials excepted) is being served now, or waits."""
