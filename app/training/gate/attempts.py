@@ -18,7 +18,7 @@ from typing import Final
 from app.core.records import GateAttemptRecord
 
 BUDGET: Final = 0.05
-LEAST_GROUPS: Final = 8
+LEAST_GROUPS: Final = 6
 """Fewer groups are not judged: no outcome of theirs could convince."""
 _PLANNED: Final = 0.5
 """Effect for which the choice between fresh and all groups is made, in standard deviations per group."""

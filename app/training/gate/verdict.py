@@ -38,24 +38,24 @@ LEAST_WANTED: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of a verdict. ``bound``: what ``value`` must reach or stay in: a number, or [low, high]."""
+    """One line of a verdict. ``bound``: what ``value`` must reach or not pass; of a band the end that is nearer."""
 
     name: str
     passed: bool
     detail: str
     value: float | None = None
     interval: Interval | None = None
-    bound: float | Interval | None = None
+    bound: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``p_value`` and ``tested``: of the primary test, where there was enough to make one."""
+    """``primary``: the test of the held-out feedback, where there was enough for one; ``p_value``: what it was judged by."""
 
     passed: bool
     checks: tuple[Check, ...]
     p_value: float
-    tested: bool
+    primary: Primary | None
     summary: str
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def decide(evidence: Evidence, guards: Guards, plan: Plan, *, seed: int = 0, dra
     """
     if not evidence.sound:
         words = "The held-out figures hold something that is no number, so nothing can be said of this version."
-        return _verdict([Check("gain", False, words)], guards, 1.0, False)
+        return _verdict([Check("gain", False, words)], guards, 1.0, None)
     judged = evidence.settled().only(plan.groups)
     test = primary(judged, seed)
     if test.units < LEAST_GROUPS:
@@ -79,20 +79,20 @@ def decide(evidence: Evidence, guards: Guards, plan: Plan, *, seed: int = 0, dra
             f"Too little held-out feedback to judge by: {test.units} comparisons, at least {LEAST_GROUPS} are needed. "
             "Collect more feedback, on other prompts and with upvotes as well as downvotes."
         )
-        return _verdict([Check("gain", False, words, float(test.units), None, float(LEAST_GROUPS))], guards, 1.0, False)
+        return _verdict([Check("gain", False, words, float(test.units), None, float(LEAST_GROUPS))], guards, 1.0, None)
     p = test.p if plan.first_p is None else max(test.p, plan.first_p)
     checks = _primary(judged, test, p, plan, interval(judged, seed, draws))
-    return _verdict(checks, guards, p, True)
+    return _verdict(checks, guards, p, test)
 
 
-def _verdict(checks: list[Check], guards: Guards, p: float, tested: bool) -> Verdict:
+def _verdict(checks: list[Check], guards: Guards, p: float, test: Primary | None) -> Verdict:
     checks = [*checks, *map(judge_guard, guards.each)]
     bad = [check.name for check in checks if not check.passed]
     if bad:
         summary = f"Refused: {', '.join(bad)}."
     else:
         summary = f"Passed: better on held-out feedback, and none of {len(guards.each)} guards shows a loss."
-    return Verdict(not bad, tuple(checks), p, tested, summary)
+    return Verdict(not bad, tuple(checks), p, test, summary)
 
 
 def _primary(evidence: Evidence, test: Primary, p: float, plan: Plan, seen: Interval) -> list[Check]:
@@ -137,6 +137,28 @@ def judge_guard(guard: Guard) -> Check:
             return Check(guard.name, guard.passes, guard.reason)
 
 
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A guard's figures for people: what was, what is, what is wanted (None: nothing said of it), what is allowed."""
+
+    name: str
+    old: float
+    new: float
+    wanted: float | None
+    low: float | None
+    high: float | None
+
+
+def band_of(guard: RateGuard | LevelGuard) -> Band | None:
+    """The figures; None where there are none, or none that are numbers."""
+    if not guard.new or len(guard.old) != len(guard.new) or (isinstance(guard, LevelGuard) and not guard.sound):
+        return None
+    old, wanted = mean(guard.old), _wanted(guard.wanted)
+    ends = (0.0, 1.0) if isinstance(guard, RateGuard) else (-math.inf, math.inf)
+    low, high = _band(old, wanted, guard.sides, guard.margin, ends)
+    return Band(guard.name, old, mean(guard.new), wanted, *(None if math.isinf(end) else end for end in (low, high)))
+
+
 def _rate(guard: RateGuard) -> Check:
     if not guard.new or len(guard.old) != len(guard.new):
         return Check(guard.name, False, "There is no answer of both versions to compare.")
@@ -144,9 +166,8 @@ def _rate(guard: RateGuard) -> Check:
     wanted = _wanted(guard.wanted)
     bound = _band(old, wanted, guard.sides, guard.margin, (0.0, 1.0))
     lost = _rate_lost(guard, old, new, wanted, bound)
-    return Check(
-        guard.name, lost is None, _words(old, new, wanted, lost, "{:.0%}"), new, wilson(sum(guard.new), len(guard.new)), bound
-    )
+    words = _words(old, new, wanted, lost, bound, "{:.0%}")
+    return Check(guard.name, lost is None, words, new, wilson(sum(guard.new), len(guard.new)), _nearer(new, bound))
 
 
 def _rate_lost(guard: RateGuard, old: float, new: float, wanted: float | None, bound: Interval) -> str | None:
@@ -182,8 +203,8 @@ def _level(guard: LevelGuard) -> Check:
         lost = "too high" if mean_test(above) <= GUARD_LEVEL else None
     spread = math.sqrt(mean([(each - new) ** 2 for each in guard.new]) / len(guard.new))
     seen = (new - 1.96 * spread, new + 1.96 * spread)
-    words = _words(old, new, wanted, lost, "{:.2f}" + (f" {guard.unit}" if guard.unit else ""))
-    return Check(guard.name, lost is None, words, new, seen, _shown(bound))
+    words = _words(old, new, wanted, lost, bound, "{:.2f}" + (f" {guard.unit}" if guard.unit else ""))
+    return Check(guard.name, lost is None, words, new, seen, _nearer(new, bound))
 
 
 def _wanted(values: Sequence[float]) -> float | None:
@@ -199,17 +220,17 @@ def _band(old: float, wanted: float | None, sides: Sides, margin: float, ends: I
     )
 
 
-def _shown(bound: Interval) -> float | Interval:
-    """An open end is not shown: infinity is no JSON."""
-    if math.isinf(bound[0]):
-        return bound[1]
-    return bound[0] if math.isinf(bound[1]) else bound
+def _nearer(value: float, bound: Interval) -> float:
+    """The end of a band that the value is nearer to; never an open one, for infinity is no JSON."""
+    return min(bound, key=lambda end: abs(end - value))
 
 
-def _words(old: float, new: float, wanted: float | None, lost: str | None, form: str) -> str:
+def _words(old: float, new: float, wanted: float | None, lost: str | None, bound: Interval, form: str) -> str:
     was, now = form.format(old), form.format(new)
     asked = "" if wanted is None else f", in what people asked for {form.format(wanted)}"
-    return f"{was} before, {now} now{asked}" + ("." if lost is None else f": {lost}.")
+    low, high = (None if math.isinf(end) else form.format(end) for end in bound)
+    allowed = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
+    return f"{was} before, {now} now{asked}; allowed: {allowed}" + ("." if lost is None else f": {lost}.")
 
 
 def _limit(guard: LimitGuard) -> Check:
