@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from app.core.errors import AprendizError, InvalidRequest
@@ -175,6 +176,20 @@ async def too_long_is_refused(model: LoadedModel) -> None:
     raise ContractBroken(f"a prompt that is too long is answered with {event!r}")
 
 
+async def scores_agree(model: LoadedModel) -> None:
+    """A model that tells scores: as many numbers as tokens, none above nought, the same again; nothing costs nothing."""
+    if not model.capabilities.scores:
+        return
+    request = ask()
+    empty, first = await model.score(request, ""), await model.score(request, _UNICODE)
+    again = await model.score(request, _UNICODE)
+    _must(empty.tokens == () and empty.logprob == 0, f"no words at all score {empty!r}")
+    _must(bool(first.tokens) and all(-math.inf < each <= 1e-3 for each in first.tokens), f"a text scores {first!r}")
+    _must(abs(first.logprob - sum(first.tokens)) < 1e-3, "the sum of a score is not that of its tokens")
+    _must(abs(first.logprob - again.logprob) < 0.01 * len(first.tokens), f"the same text scores {first!r}, then {again!r}")
+    _must(bool(await model.prompt(request)), "there is no templated prompt")
+
+
 async def status_is_there(model: LoadedModel) -> None:
     """`status` tells at once, and an open model is ready."""
     status = model.status()
@@ -217,6 +232,7 @@ CHECKS: Sequence[Check] = (
     closing_cancels,
     cancelling_before_the_start_is_clean,
     too_long_is_refused,
+    scores_agree,
     status_is_there,
     version_is_true,
 )

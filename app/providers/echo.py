@@ -15,7 +15,7 @@ as options joined by ``+``:
 Each name is a version of its own. A token is a word, and as probable as can be. ``response_format`` gives JSON: the smallest
 that the schema allows. Tools are called when asked or forced (`app.providers.echo_tools`); after a tool has answered, it says
 back what the tool said. An image, a sound, a file is the word ``[image_url]``, ``[input_audio]``, ``[file]``. Embeddings:
-`app.providers.echo_vectors`.
+`app.providers.echo_vectors`. Asked how probable an answer is, it finds the words likely that it would say there itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from app.core.types import (
     Usage,
 )
 from app.providers import echo_vectors
-from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext
+from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext, Scores
 from app.providers.echo_json import smallest_json
 from app.providers.echo_tools import calls_of, deltas_of
 from app.providers.versions import text_hash, version_info
@@ -123,6 +123,7 @@ class EchoModel(LoadedModel):
             raw_prompt=True,
             images=True,
             top_k=True,
+            scores=True,
         )
         self._options = _Options(
             upper="upper" in names,
@@ -169,6 +170,22 @@ class EchoModel(LoadedModel):
         if self._closed.is_set():
             raise EngineUnavailable("The model engine is stopped.", retry_after=1)
         return sum(len(_text(message).split()) for message in request.messages)
+
+    async def score(self, request: GenerationRequest, completion: str) -> Scores:
+        """See `LoadedModel.score`. A word that it would say at that place: -0.1; another: from -5 to -2, by the word."""
+        words, prompt = _WORD.findall(completion), await self.count_tokens(request)
+        if prompt + len(words) > self._limit:
+            raise ContextOverflow("The prompt and the answer do not fit into the model's context.", field="messages")
+        own = _WORD.findall(self._text(request, _said(request)))
+        tokens = tuple(
+            -0.1 if own[place : place + 1] == [word] else -2.0 - int(text_hash(word)[:4], 16) / 21845
+            for place, word in enumerate(words)
+        )
+        return Scores(sum(tokens), tokens)
+
+    async def prompt(self, request: GenerationRequest) -> str:
+        """See `LoadedModel.prompt`: a line for each message."""
+        return "".join(f"{message.role}: {_text(message)}\n" for message in request.messages) + "assistant:"
 
     def status(self) -> EngineStatus:
         """See `LoadedModel.status`; there is no process."""

@@ -14,9 +14,18 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.core.errors import ModelLoadFailed, UnknownModel
+from app.core.errors import UnknownModel, UpstreamError
 from app.core.types import EngineState, Event, GenerationRequest, ModelSpec, VersionInfo
-from app.providers.base import BaseLLMProvider, Capabilities, EngineStatus, LoadedModel, ProviderContext, flat
+from app.providers.base import (
+    AdapterFiles,
+    BaseLLMProvider,
+    Capabilities,
+    EngineStatus,
+    LoadedModel,
+    ProviderContext,
+    Scores,
+    flat,
+)
 from app.providers.engine import Engine, Timings
 from app.providers.versions import version_info
 from app.providers.wire import chat_body
@@ -53,13 +62,12 @@ class HuggingFaceProvider(BaseLLMProvider):
                 f"The provider hf is not installed ({', '.join(missing)} missing): pip install 'aprendiz[hf]'.",
                 field="provider",
             )
-        if spec.adapter is not None:
-            raise ModelLoadFailed("The provider hf does not serve adapters.")
+        adapter = None if spec.adapter is None else await asyncio.to_thread(self.context.adapter, spec.adapter)
         path = await asyncio.to_thread(self.context.resolve, spec.model)
         settings = self.context.model
         engine = Engine(
             _WORKER,
-            self._config(spec, path),
+            self._config(spec, path, adapter),
             label=spec.public_name,
             runtime_dir=self.context.runtime_dir,
             load_timeout_s=settings.load_timeout_s,
@@ -71,13 +79,16 @@ class HuggingFaceProvider(BaseLLMProvider):
         )
         await engine.start()
         try:
-            return HuggingFaceModel(engine, spec, max_tokens=settings.max_tokens, temperature=settings.temperature)
+            return HuggingFaceModel(engine, spec, adapter, max_tokens=settings.max_tokens, temperature=settings.temperature)
         except BaseException:  # a worker that reports something else: it must not stay behind
             await engine.aclose()
             raise
 
-    def _config(self, spec: ModelSpec, path: Path | None) -> dict[str, Any]:
+    def _config(self, spec: ModelSpec, path: Path | None, adapter: AdapterFiles | None) -> dict[str, Any]:
         settings = self.context.model
+        own = None
+        if adapter is not None:
+            own = {"folder": str(adapter.peft), "adapter_hash": adapter.adapter_hash, "base_hash": adapter.base_hash}
         return {
             "name": spec.model,
             "path": None if path is None else str(path),
@@ -88,20 +99,28 @@ class HuggingFaceProvider(BaseLLMProvider):
             "threads": settings.threads,
             "cache": str(self.context.models_dir / "hf"),
             "hub_token": os.environ.get("HF_TOKEN"),
+            "adapter": own,
         }
 
 
 class HuggingFaceModel(LoadedModel):
     """A model in its own process."""
 
-    def __init__(self, engine: Engine, spec: ModelSpec, *, max_tokens: int, temperature: float) -> None:
+    def __init__(
+        self, engine: Engine, spec: ModelSpec, adapter: AdapterFiles | None, *, max_tokens: int, temperature: float
+    ) -> None:
         self._engine = engine
         self._max_tokens = max_tokens
         self._temperature = temperature
         facts = engine.facts
-        self.version = _version(spec, facts)
+        self.version = _version(spec, facts, adapter)
         self.capabilities = Capabilities(
-            slots=int(facts["slots"]), context_tokens=int(facts["context_tokens"]), logprobs=True, seed=True
+            slots=int(facts["slots"]),
+            context_tokens=int(facts["context_tokens"]),
+            logprobs=True,
+            adapters=True,
+            seed=True,
+            scores=True,
         )
 
     def stream(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
@@ -121,6 +140,26 @@ class HuggingFaceModel(LoadedModel):
         answer = await self._engine.client().json("POST", "/tokenize", body)
         return int(answer["tokens"])
 
+    async def score(self, request: GenerationRequest, completion: str) -> Scores:
+        """See `LoadedModel.score`. One forward pass, and one at a time."""
+        body = {"messages": [message.to_wire() for message in request.messages], "completion": completion}
+        answer = await self._engine.client().json("POST", "/score", body)
+        try:
+            tokens = tuple(float(each) for each in answer["logprobs"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise UpstreamError("The engine does not say how probable the answer is.") from error
+        return Scores(sum(tokens), tokens)
+
+    async def prompt(self, request: GenerationRequest) -> str:
+        """See `LoadedModel.prompt`."""
+        answer = await self._engine.client().json(
+            "POST", "/prompt", {"messages": [message.to_wire() for message in request.messages]}
+        )
+        prompt = answer.get("prompt") if isinstance(answer, dict) else None
+        if not isinstance(prompt, str):
+            raise UpstreamError("The engine does not say what the prompt is.")
+        return prompt
+
     def status(self) -> EngineStatus:
         """See `LoadedModel.status`."""
         return self._engine.status()
@@ -130,12 +169,14 @@ class HuggingFaceModel(LoadedModel):
         await self._engine.aclose()
 
 
-def _version(spec: ModelSpec, facts: Mapping[str, Any]) -> VersionInfo:
+def _version(spec: ModelSpec, facts: Mapping[str, Any], adapter: AdapterFiles | None) -> VersionInfo:
+    details = {name: facts[name] for name in ("device", "dtype", "revision") if facts.get(name)}
     return version_info(
         spec.provider,
         spec.model,
         base_hash=facts["base_hash"],
+        adapter_hash=None if adapter is None else adapter.adapter_hash,
         template_hash=facts["template_hash"],
         context_tokens=facts["context_tokens"],
-        details={name: facts[name] for name in ("device", "dtype", "revision") if facts.get(name)},
+        details=details | ({} if adapter is None else {"adapter": adapter.name}),
     )

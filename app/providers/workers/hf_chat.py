@@ -81,6 +81,14 @@ class ChatFormat:
             raise BadRequest("The messages give an empty prompt.")
         return tokens
 
+    def text(self, messages: list[dict[str, Any]]) -> str:
+        """The prompt as text, control tokens and all. Raises as `encode`."""
+        return str(self._tokenizer.decode(self.encode(messages), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def plain(self, text: str) -> list[int]:
+        """The tokens of a text on its own, without any control token."""
+        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
     def _templated(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, whole: bool) -> list[int]:
         encoded = self._tokenizer.apply_chat_template(
             messages,

@@ -2,6 +2,8 @@
 
     POST /v1/chat/completions   one answer, whole or as server-sent events
     POST /tokenize              {"messages": [...]} → {"tokens": number}: what the prompt would take, after templating
+    POST /prompt                {"messages": [...]} → {"prompt": text}: the same as text
+    POST /score                 {"messages": [...], "completion": text} → {"logprobs": [number, ...]}, one a token
     GET  /props                 what is served: context, slots, device, number type, hashes, chat template
     GET  /stats                 rows running, being read, waiting; steps and tokens since the start
     GET  /health                open; 200 once the model is loaded
@@ -41,14 +43,29 @@ class Line(Protocol):
     def stats(self) -> dict[str, int]: ...
 
 
+class Scorer(Protocol):
+    """Who computes log-probabilities of given tokens: `hf_score.Scorer`."""
+
+    async def score(self, prompt: list[int], answer: list[int]) -> list[float]: ...
+
+
 class Service:
     """The handlers. ``props`` is what ``GET /props`` answers; ``context_tokens`` bounds prompt and answer together."""
 
     def __init__(
-        self, *, key: str, line: Line, chat: ChatFormat, decode: Decode, context_tokens: int, props: Mapping[str, Any]
+        self,
+        *,
+        key: str,
+        line: Line,
+        scorer: Scorer,
+        chat: ChatFormat,
+        decode: Decode,
+        context_tokens: int,
+        props: Mapping[str, Any],
     ) -> None:
         self._key = key.encode()
         self._line = line
+        self._scorer = scorer
         self._chat = chat
         self._decode = decode
         self._context = context_tokens
@@ -61,6 +78,8 @@ class Service:
         application.router.add_get("/props", self._give_props)
         application.router.add_get("/stats", self._stats)
         application.router.add_post("/tokenize", self._tokenize)
+        application.router.add_post("/prompt", self._prompt)
+        application.router.add_post("/score", self._score)
         application.router.add_post("/v1/chat/completions", self._complete)
         return application
 
@@ -87,6 +106,25 @@ class Service:
         body = await _json_body(request)
         return web.json_response({"tokens": len(self._chat.encode(parse_messages(body)))})
 
+    async def _prompt(self, request: web.Request) -> web.Response:
+        body = await _json_body(request)
+        return web.json_response({"prompt": self._chat.text(parse_messages(body))})
+
+    async def _score(self, request: web.Request) -> web.Response:
+        body = await _json_body(request)
+        completion = body.get("completion")
+        if not isinstance(completion, str):
+            raise BadRequest("completion must be text.")
+        prompt, answer = self._chat.encode(parse_messages(body)), self._chat.plain(completion)
+        if len(prompt) + len(answer) > self._context:
+            raise _too_long(len(prompt) + len(answer), self._context)
+        try:
+            logprobs = await self._scorer.score(prompt, answer)
+        except MemoryError:
+            return _error(500, "The engine ran out of memory. Try a shorter prompt.", "server_error")
+        # NaN is not greater either
+        return web.json_response({"logprobs": [each if each > _LOWEST_LOGPROB else _LOWEST_LOGPROB for each in logprobs]})
+
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         chat = parse_chat(await _json_body(request))
         pieces: asyncio.Queue[Piece] = asyncio.Queue()  # bounded by the answer's own length
@@ -112,12 +150,7 @@ class Service:
         prompt = self._chat.encode(chat.messages)
         room = self._context - len(prompt)
         if room < 1:
-            raise BadRequest(
-                f"The prompt has {len(prompt)} tokens and does not fit into the context of {self._context} tokens.",
-                kind="exceed_context_size_error",
-                n_prompt_tokens=len(prompt),
-                n_ctx=self._context,
-            )
+            raise _too_long(len(prompt), self._context)
         params = replace(chat.params, stop=chat.params.stop + self._chat.stops)
         return Row(prompt, params, min(params.max_tokens or room, room), receive)
 
@@ -189,6 +222,15 @@ async def _stream(
         await response.write(_event(answer.usage_chunk()))
     await response.write(b"data: [DONE]\n\n")
     return response
+
+
+def _too_long(tokens: int, context: int) -> BadRequest:
+    return BadRequest(
+        f"The prompt has {tokens} tokens and does not fit into the context of {context} tokens.",
+        kind="exceed_context_size_error",
+        n_prompt_tokens=tokens,
+        n_ctx=context,
+    )
 
 
 def _event(body: Mapping[str, Any]) -> bytes:

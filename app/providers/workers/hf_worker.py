@@ -12,6 +12,7 @@ besides what every worker gets:
     threads           0: as many as there are cores
     cache             folder for converted GGUF files and remembered hashes
     hub_token         for models that the hub gives only to some accounts, or null
+    adapter           folder, adapter_hash and base_hash of an adapter in PEFT's format, or null
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.core.errors import AprendizError
 from app.providers.workers.child import EXIT_FAILED, Child, begin
 from app.providers.workers.hf_source import LoadRefused, Source, base_hash, from_hub, is_hub_name, local
 
@@ -51,9 +53,14 @@ def main() -> None:
     try:
         source = _source(child.config)
         digest = base_hash(source, Path(child.config["cache"]))
+        adapter = child.config.get("adapter")
+        if adapter is not None and adapter["base_hash"] != digest:
+            raise LoadRefused("The adapter was trained on another base model than this; load it with its own.")
         loaded, chat = _load(source, child.config, digest, threads)
     except LoadRefused as refused:
         child.fail(refused.detail, unknown=refused.unknown)
+    except AprendizError as error:
+        child.fail(error.detail)
     except MemoryError:
         child.fail("There is not enough memory for this model.")
     except Exception:  # noqa: BLE001 (whatever damaged files make of transformers: the log has the trace, the caller the words)
@@ -99,6 +106,12 @@ def _load(source: Source, config: Mapping[str, Any], digest: str, threads: int) 
         cache=Path(config["cache"]) / "converted",
         digest=digest,
     )
+    adapter = config.get("adapter")
+    if adapter is not None:
+        from app.providers.workers.hf_adapter import apply_lora
+        from app.providers.workers.peft_files import read_lora
+
+        apply_lora(loaded.model, read_lora(Path(adapter["folder"]), sha256=adapter["adapter_hash"]))
     return loaded, ChatFormat(loaded.tokenizer)
 
 
@@ -106,6 +119,7 @@ async def _serve(child: Child, loaded: Loaded, chat: ChatFormat, digest: str, th
     from aiohttp import web
 
     from app.providers.workers.hf_http import Service
+    from app.providers.workers.hf_score import Scorer
 
     config, loop = child.config, asyncio.get_running_loop()
     wanted = int(config.get("context_tokens") or _DEFAULT_CONTEXT)
@@ -120,9 +134,11 @@ async def _serve(child: Child, loaded: Loaded, chat: ChatFormat, digest: str, th
         "revision": source.revision,
     }
     batcher = _batcher(loaded, facts["slots"], threads, loop)
+    scorer = Scorer(loaded.model, loaded.device, threads=threads, chunk=_CHUNK.get(loaded.device.type, _GPU_CHUNK))
     service = Service(
         key=str(config["api_key"]),
         line=batcher,
+        scorer=scorer,
         chat=chat,
         decode=loaded.decode,
         context_tokens=context,
@@ -137,6 +153,7 @@ async def _serve(child: Child, loaded: Loaded, chat: ChatFormat, digest: str, th
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     await stopped.wait()
     await runner.cleanup()
+    scorer.stop()
     batcher.stop()
 
 
