@@ -33,7 +33,6 @@ from app.core.logging import configure
 from app.core.metrics import Metrics
 from app.core.records import RunRecord, SnapshotRecord
 from app.core.settings import Server, Settings
-from app.core.types import Principal
 from app.db.audit import Audit
 from app.db.conversations import Conversations
 from app.db.database import open_database
@@ -42,11 +41,12 @@ from app.db.feedback import Feedback
 from app.db.invites import Invites
 from app.db.keys import Keys
 from app.db.predictions import Predictions
-from app.db.runs import Runs
+from app.db.runs import Canaries, Runs
 from app.db.sessions import Sessions
 from app.db.snapshots import Snapshots
 from app.db.users import Users
 from app.db.versions import Aliases, Versions
+from app.db.votes import Votes
 from app.memory.conversations import ConversationMemory
 from app.memory.examples import ExampleMemory
 from app.models.adapters import Adapters
@@ -65,10 +65,13 @@ from app.security.passwords import Passwords
 from app.security.rate_limit import RateLimiter
 from app.security.tokens import SessionTokens
 from app.training.bases import Bases
+from app.training.canary import LiveStores
 from app.training.folders import Folders
 from app.training.foreign import MAX_IMPORT_BYTES
 from app.training.jobs import Jobs
 from app.training.phases import Tools
+from app.training.promotion import Promotion
+from app.training.rules import Rules
 from app.training.snapshots import SnapshotBuilder
 from app.web import pages
 
@@ -161,6 +164,8 @@ async def build(
     examples = ExampleMemory(Examples(database), settings.training)
     stack.push_async_callback(examples.aclose)
     context = _provider_context(settings, stack)
+    runs = Runs(database)
+    rules = Rules(runs)
     models = ModelManager(
         settings.model,
         providers=ProviderRegistry(context, settings.providers.allowed),
@@ -173,18 +178,23 @@ async def build(
         ),
         ledger=Ledger(settings.costs, predictions),
         recall=examples,
+        guard=rules.check,
     )
     stack.push_async_callback(models.aclose)
     await examples.start()
     await models.start()
-    given, runs, frozen = Feedback(database), Runs(database), Snapshots(database)
+    given, frozen = Feedback(database), Snapshots(database)
+    live = LiveStores(Canaries(database), Votes(database))
+    promotion = Promotion(models, rules=rules, stores=live, audit=audit, metrics=metrics)
+    stack.push_async_callback(promotion.aclose)
+    await promotion.start()
     tools = Tools(
         runs=runs,
         snapshots=frozen,
         builder=SnapshotBuilder(feedback=given, snapshots=frozen, settings=settings),
         models=models,
         judge=Pending(),
-        promoter=Pending(),
+        promoter=promotion,
         bases=Bases(context.resolve, context.hashes, cache=context.models_dir / "hf"),
         folders=Folders(settings.data_dir),
         metrics=metrics,
@@ -210,6 +220,7 @@ async def build(
         snapshots=tools.builder,
         examples=examples,
         jobs=jobs,
+        promotion=promotion,
         runs=runs,
         snapshot_store=frozen,
     )
@@ -279,15 +290,11 @@ def _provider_context(settings: Settings, stack: contextlib.AsyncExitStack) -> P
 
 
 class Pending:
-    """Stands for the gate and the promotion until they are there: a run ends before them, in words."""
+    """Stands for the gate until it is there: a run ends before it, in words."""
 
     async def judge(self, run: RunRecord, snapshot: SnapshotRecord, folder: Path) -> Mapping[str, Any]:
         """Raises Conflict."""
         raise Conflict("The gate is not there yet; the adapter was made.")
-
-    async def promote(self, version: str, *, actor: Principal | None) -> Any:
-        """Raises Conflict."""
-        raise Conflict("The promotion is not there yet.")
 
 
 async def _announce(services: Services, say: Callable[[str], None]) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from app.security.rate_limit import LimitName, RateLimiter, RateState
     from app.training.jobs import Jobs
     from app.training.phases import Builder
+    from app.training.promotion import Promotion
 
 PRINCIPAL = "aprendiz.principal"
 """Key in the ASGI scope under which the access log finds who called; nothing decides by it."""
@@ -59,6 +60,7 @@ class Services:
     snapshots: Builder
     examples: ExampleMemory
     jobs: Jobs
+    promotion: Promotion
     runs: Runs
     snapshot_store: Snapshots
     draining: asyncio.Event = field(default_factory=asyncio.Event)

@@ -57,6 +57,8 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/model/reload"): ADMINS,
     ("POST", "/model/promote"): ADMINS,
     ("POST", "/model/rollback"): ADMINS,
+    ("GET", "/model/canary"): READ,
+    ("POST", "/model/canary/stop"): ADMINS,
     ("POST", "/training/runs"): ADMINS,
     ("GET", "/training/runs"): ADMINS,
     ("GET", "/training/runs/{run_id}"): ADMINS,
