@@ -27,6 +27,7 @@ from app.core.settings import Settings
 from app.db import migrate
 from app.db.database import Database, open_database
 from app.main import create_app
+from app.training.phases import Tools
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PASSWORD = "a long enough passphrase 4 tests"
@@ -118,7 +119,13 @@ class Service:
 class Serve(Protocol):
     """Starts a service with settings as ``section={key: value}``."""
 
-    def __call__(self, *, before: Callable[[FastAPI], None] | None = None, **sections: Any) -> Service: ...
+    def __call__(
+        self,
+        *,
+        before: Callable[[FastAPI], None] | None = None,
+        training_tools: Callable[[Tools], Tools] | None = None,
+        **sections: Any,
+    ) -> Service: ...
 
 
 def make_settings(data_dir: Path, **sections: Any) -> Settings:
@@ -137,13 +144,17 @@ def make_settings(data_dir: Path, **sections: Any) -> Settings:
 
 
 @contextlib.contextmanager
-def running(settings: Settings, before: Callable[[FastAPI], None] | None = None) -> Iterator[Service]:
+def running(
+    settings: Settings,
+    before: Callable[[FastAPI], None] | None = None,
+    training_tools: Callable[[Tools], Tools] | None = None,
+) -> Iterator[Service]:
     """The service in a thread of its own, ready; drained and closed on leaving."""
     output: list[str] = []
     with bound_socket("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
-        app = create_app(settings, announce=output.append)
+        app = create_app(settings, announce=output.append, training_tools=training_tools)
         if before is not None:
             before(app)
         server = make_server(app, settings)
@@ -207,8 +218,14 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Starts services of one's own, closed at the end of the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(*, before: Callable[[FastAPI], None] | None = None, **sections: Any) -> Service:
-            return stack.enter_context(running(make_settings(tmp_path_factory.mktemp("service"), **sections), before))
+        def start(
+            *,
+            before: Callable[[FastAPI], None] | None = None,
+            training_tools: Callable[[Tools], Tools] | None = None,
+            **sections: Any,
+        ) -> Service:
+            settings = make_settings(tmp_path_factory.mktemp("service"), **sections)
+            return stack.enter_context(running(settings, before, training_tools))
 
         yield start
 

@@ -31,18 +31,18 @@ _HEADERS: Final = [
 ]
 _DRAIN_S: Final = 0.5
 
+Item = tuple[int | None, str, Mapping[str, Any]]
+
 
 class EventStream(Response):
-    """Answers with ``events``: pairs of name and data; an ``id`` in the data becomes the event's.
+    """Answers with ``events``: id (or None), name and data of each.
 
     The head goes out at once, so what can be refused must be refused before.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, events: AsyncGenerator[tuple[str, Mapping[str, Any]], None], *, services: Services, principal: Principal
-    ):
+    def __init__(self, events: AsyncGenerator[Item, None], *, services: Services, principal: Principal):
         super().__init__()
         self._events = events
         self._services = services
@@ -62,8 +62,7 @@ class EventStream(Response):
         try:
             async with watch:
                 while (item := await self._next()) is not None:
-                    name, data = item
-                    await watch.send(_event(name, data))
+                    await watch.send(_bytes(*item))
                 await watch.send(b"", more=False)
         except ReaderTooSlow:
             raise
@@ -72,7 +71,7 @@ class EventStream(Response):
             async with Watch(self._services, self._principal, send) as last:
                 await last.send(sse.event("problem", problem(error)), more=False)
 
-    async def _next(self) -> tuple[str, Mapping[str, Any]] | None:
+    async def _next(self) -> Item | None:
         """The next event; None at the end, and when the service shuts down."""
         if self._services.draining.is_set():
             return None
@@ -87,7 +86,5 @@ class EventStream(Response):
             await asyncio.gather(coming, draining, return_exceptions=True)
 
 
-def _event(name: str, data: Mapping[str, Any]) -> bytes:
-    mark = data.get("id")
-    head = b"" if mark is None else b"id: %d\n" % mark
-    return head + sse.event(name, {key: value for key, value in data.items() if key != "id"})
+def _bytes(mark: int | None, name: str, data: Mapping[str, Any]) -> bytes:
+    return (b"" if mark is None else b"id: %d\n" % mark) + sse.event(name, data)

@@ -48,6 +48,12 @@ class ServiceClient:
         """The JSON that ``path`` answers; with the status ``accept`` too."""
         return await self._call("GET", path, None, accept=accept)
 
+    async def text(self, path: str) -> str:
+        """What ``path`` answers, as text."""
+        async with self._request("GET", path, None, total=_CALL_S) as response:
+            await self._check(response)
+            return await response.text()
+
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Sends ``body`` and returns the JSON answer."""
         return await self._call("POST", path, body)
@@ -57,7 +63,23 @@ class ServiceClient:
 
         The event ``problem`` is raised as an error, not yielded.
         """
-        async with self._request("POST", path, body) as response:
+        async with contextlib.aclosing(self._events("POST", path, body)) as events:
+            async for _, name, data in events:
+                yield name, data
+
+    async def follow(
+        self, path: str, *, after: str | None = None
+    ) -> AsyncGenerator[tuple[str | None, str, dict[str, Any]], None]:
+        """The events of ``path`` as ``(id, name, data)``, from the one behind the id ``after``. Otherwise as `events`."""
+        headers = {} if after is None else {"last-event-id": after}
+        async with contextlib.aclosing(self._events("GET", path, None, headers)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(
+        self, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[tuple[str | None, str, dict[str, Any]], None]:
+        async with self._request(method, path, body, headers=headers) as response:
             await self._check(response)
             buffer = b""
             async for chunk in response.content.iter_any():
@@ -68,8 +90,8 @@ class ServiceClient:
                     event = _event(block)
                     if event is None:
                         continue
-                    if event[0] == "problem":
-                        raise _error(int(event[1].get("status", 500)), event[1])
+                    if event[1] == "problem":
+                        raise _error(int(event[2].get("status", 500)), event[2])
                     yield event
 
     async def _call(self, method: str, path: str, body: Mapping[str, Any] | None, *, accept: int | None = None) -> Any:
@@ -80,13 +102,19 @@ class ServiceClient:
 
     @contextlib.asynccontextmanager
     async def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None, *, total: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        total: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         if self._session is None:
             raise RuntimeError("use the client as `async with`")
         timeout = aiohttp.ClientTimeout(total=total, sock_connect=_CONNECT_S)
         try:
-            async with self._session.request(method, self.url + path, json=body, timeout=timeout) as response:
+            async with self._session.request(method, self.url + path, json=body, timeout=timeout, headers=headers) as response:
                 yield response
         except (aiohttp.ClientConnectionError, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise Unavailable(f"No service answers at {self.url}. Start it with `aprendiz serve`, or pass --url.") from error
@@ -114,15 +142,17 @@ def _error(status: int, problem: Mapping[str, Any]) -> AprendizError:
     return Unavailable(detail) if status == 503 else AprendizError(detail)
 
 
-def _event(block: bytes) -> tuple[str, dict[str, Any]] | None:
-    name, data = "message", []
+def _event(block: bytes) -> tuple[str | None, str, dict[str, Any]] | None:
+    mark, name, data = None, "message", []
     for line in block.decode("utf-8", "replace").split("\n"):
         field, _, value = line.partition(":")
         if field == "event":
             name = value.strip()
+        elif field == "id":
+            mark = value.strip()
         elif field == "data":
             data.append(value.removeprefix(" "))
     if not data:
         return None
     content = json.loads("\n".join(data))
-    return (name, content) if isinstance(content, dict) else None
+    return (mark, name, content) if isinstance(content, dict) else None

@@ -166,13 +166,14 @@ class Jobs:
             NotFound: there is no such run. Conflict: it has ended, or it is being promoted.
         """
         run = await self.get(run_id)
+        ended = None
         if run.state == "queued":
             ended = await self._runs.update(run.id, only_in=("queued",), state="cancelled", ended_at=datetime.now(UTC))
             run = ended or await self.get(run_id)
-        if run.state == "running":
+        if ended is None:
+            if run.state != "running":
+                raise Conflict("The run has ended already.")
             run = await self._cancel_running(run)
-        elif run.state != "cancelled" or run.ended_at is None:
-            raise Conflict("The run has ended already.")
         await self._note("training.cancel", run.id, actor, {"state": run.state})
         return run
 

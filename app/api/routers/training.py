@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse
 
 from app.api.bodies import StrictRoute
 from app.api.deps import AdminPrincipal, Services, ServicesDep
-from app.api.event_stream import EventStream
+from app.api.event_stream import EventStream, Item
 from app.api.routers.training_bodies import (
     PreviewOut,
     RunBody,
@@ -226,12 +226,12 @@ async def _folder(services: Services, run_id: str) -> Path:
     return services.jobs.folder(run.id)
 
 
-async def _events(services: Services, run_id: str, after: int) -> AsyncGenerator[tuple[str, Mapping[str, Any]], None]:
+async def _events(services: Services, run_id: str, after: int) -> AsyncGenerator[Item, None]:
     async for event in services.jobs.events(run_id, after):
-        yield event["event"], {key: value for key, value in event.items() if key != "event"}
+        yield event.pop("id", None), event.pop("event"), event
     run = await services.jobs.get(run_id)
     if run.state not in OPEN:
-        yield "end", RunOut.of(run, services.jobs.progress(run)).model_dump(mode="json")
+        yield None, "end", RunOut.of(run, services.jobs.progress(run)).model_dump(mode="json")
 
 
 def _policy(page: bytes) -> str:
