@@ -1,6 +1,6 @@
 """``aprendiz models``: what lies in the data directory, and what the running service should load.
 
-``list`` and ``pull`` work on files, also without a service; ``load`` and ``reload`` ask the service, over HTTP.
+``list`` and ``pull`` work on files, also without a service; all others ask the service, over HTTP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from app.models.local import Progress
     from app.models.pull import Pulled
 
-app = typer.Typer(help="Models: list, pull, load, reload.", no_args_is_help=True)
+app = typer.Typer(help="Models: list, pull, load, reload, promote, canary, rollback.", no_args_is_help=True)
 
 URL = typer.Option(None, "--url", help="Address of the service; unless told, this machine's, from the settings.")
 KEY = typer.Option(None, "--key", help="An admin's API key; better given as APRENDIZ_API_KEY.")
@@ -182,6 +182,54 @@ def reload_model(url: str | None = URL, key: str | None = KEY) -> None:
     _report(asyncio.run(_post("/model/reload", None, url=url, key=key)))
 
 
+@app.command()
+def promote(
+    version: str = typer.Argument(help="An id of a version, 16 hex digits; `GET /model/versions` lists them."),
+    share: float | None = typer.Option(None, "--share", help="Start a canary with this share of the sessions, 0.01 to 0.5."),
+    override: str | None = typer.Option(None, "--override", metavar="REASON", help="Insist, although the gate failed."),
+    url: str | None = URL,
+    key: str | None = KEY,
+) -> None:
+    """Let the default model be a version that has been loaded before; or let it answer a share of the sessions, on trial."""
+    body: dict[str, Any] = {"version": version}
+    if share is not None:
+        body["share"] = share
+    if override is not None:
+        body["override"] = {"reason": override}
+    _report(asyncio.run(_post("/model/promote", body, url=url, key=key)))
+
+
+@app.command()
+def rollback(url: str | None = URL, key: str | None = KEY) -> None:
+    """Let the default model be what it was before; a canary that runs ends. Again: what it was before that."""
+    _report(asyncio.run(_post("/model/rollback", None, url=url, key=key)))
+
+
+@app.command()
+def canary(
+    stop: bool = typer.Option(False, "--stop", help="End it: all sessions get the default model."),
+    as_json: bool = typer.Option(False, "--json", help="JSON instead of words."),
+    url: str | None = URL,
+    key: str | None = KEY,
+) -> None:
+    """Show the version on trial with a share of the sessions, and the votes on both sides; or end it."""
+    found = asyncio.run(
+        _post("/model/canary/stop", None, url=url, key=key) if stop else _get("/model/canary", url=url, key=key)
+    )
+    if as_json:
+        emit_json(found)
+    else:
+        _report(found)
+
+
+async def _get(path: str, *, url: str | None, key: str | None) -> Any:
+    from app.cli.credential import connected
+
+    quiet_logs()
+    async with connected(url=url, key=key, purpose="aprendiz models", scopes=("read",)) as client:
+        return await client.get(path)
+
+
 async def _post(path: str, body: dict[str, Any] | None, *, url: str | None, key: str | None) -> Any:
     from app.cli.credential import connected
 
@@ -193,5 +241,23 @@ async def _post(path: str, body: dict[str, Any] | None, *, url: str | None, key:
 def _report(answer: Any) -> None:
     if isinstance(answer, dict) and "provider" in answer:
         say(visible(f"{answer['provider']}/{answer.get('model')} serves now (version {answer.get('version')})."))
+    elif isinstance(answer, dict) and "control_version" in answer:
+        _report_canary(answer)
     else:
         emit_json(answer)
+
+
+def _report_canary(answer: dict[str, Any]) -> None:
+    counts = answer.get("counts") or {}
+    votes = ", ".join(
+        f"{name} {counts[side]['good']} up and {counts[side]['bad']} down"
+        for side, name in (("new", "it has"), ("control", "the other has"))
+        if side in counts
+    )
+    why = f" ({answer['reason']})" if answer.get("reason") else ""
+    say(
+        visible(
+            f"Canary {answer['version']} beside {answer['control_version']}, {answer['share']:.0%} of the sessions: "
+            f"{answer['state']}{why}; {votes or 'no votes yet'}."
+        )
+    )
