@@ -21,12 +21,15 @@ class Benchmark(StrEnum):
     serving = "serving"
     startup = "startup"
     commits = "commits"
+    training = "training"
+    gate = "gate"
 
 
 def bench(
     context: typer.Context,
     name: Benchmark = typer.Argument(
-        help="gateway: beside LiteLLM and Portkey; serving: against the bare engine; startup; commits."
+        help="gateway: beside LiteLLM and Portkey; serving: against the bare engine; startup; commits; training: beside TRL; "
+        "gate: whether it keeps its promises."
     ),
 ) -> None:
     """Measure this machine; further arguments go to the benchmark (`aprendiz bench gateway --help`). Needs a checkout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def weighted_by_row(rows: list[Example]) -> losses.Loss:
 def test_long_rows_are_computed_in_blocks_and_fused_attention_agrees(family: str, policy: Open, tmp_path: Path) -> None:
     ours = policy(tiny.make(tmp_path, family))
     tiny.stir(ours)
-    rng = tiny.random.Random(4)
+    rng = random.Random(4)
     prompt = [rng.randrange(tiny.VOCABULARY) for _ in range(300)]
     rows = [Example((tiny.row(rng, 290, 290, prompt), tiny.row(rng, 20, 20, prompt)))]
     batch = pack(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def tokenizer() -> Any:
 
 
 def text(seed: int, count: int) -> str:
-    rng = tiny.random.Random(seed)
+    rng = random.Random(seed)
     return " ".join(str(rng.randrange(3, tiny.VOCABULARY)) for _ in range(count))
 
 
