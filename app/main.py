@@ -11,7 +11,7 @@ import functools
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,37 @@ from app.api import openapi, problems, server
 from app.api.application import Application
 from app.api.deps import Services
 from app.api.middleware import ApiRateLimit, RequestContext
-from app.api.routers import auth, conversations, feedback, health, imports, model, predict, review, socket, training, usage
+from app.api.routers import (
+    auth,
+    conversations,
+    feedback,
+    health,
+    imports,
+    lineage,
+    model,
+    predict,
+    review,
+    socket,
+    training,
+    usage,
+)
 from app.api.v1 import routes as v1
 from app.core import config
-from app.core.errors import AprendizError, Conflict
+from app.core.errors import AprendizError
 from app.core.files import FileHashes
 from app.core.logging import configure
 from app.core.metrics import Metrics
-from app.core.records import RunRecord, SnapshotRecord
 from app.core.settings import Server, Settings
 from app.db.audit import Audit
 from app.db.conversations import Conversations
-from app.db.database import open_database
+from app.db.database import Database, open_database
+from app.db.erased import Erased
 from app.db.examples import Examples
 from app.db.feedback import Feedback
 from app.db.invites import Invites
 from app.db.keys import Keys
 from app.db.predictions import Predictions
-from app.db.runs import Canaries, Runs
+from app.db.runs import Canaries, GateAttempts, Runs
 from app.db.sessions import Sessions
 from app.db.snapshots import Snapshots
 from app.db.users import Users
@@ -66,13 +79,19 @@ from app.security.rate_limit import RateLimiter
 from app.security.tokens import SessionTokens
 from app.training.bases import Bases
 from app.training.canary import LiveStores
+from app.training.erasure import erasure
+from app.training.erasure_stores import Live
 from app.training.folders import Folders
 from app.training.foreign import MAX_IMPORT_BYTES
+from app.training.gate.judge import Gate
 from app.training.jobs import Jobs
-from app.training.phases import Tools
+from app.training.lineage import Lineage
 from app.training.promotion import Promotion
+from app.training.rehearsal import Rehearsal
 from app.training.rules import Rules
+from app.training.serving import Serving
 from app.training.snapshots import SnapshotBuilder
+from app.training.tools import Tools
 from app.web import pages
 
 
@@ -121,7 +140,7 @@ def create_app(
         },  # ours are Prometheus and the log; this costs each request
     )
     problems.register(app, methods_of=functools.partial(openapi.methods_of, app))
-    for module in (auth, feedback, imports, review, model, training, conversations, usage, health, openapi):
+    for module in (auth, feedback, imports, review, model, training, lineage, conversations, usage, health, openapi):
         app.include_router(module.router)
     app.router.routes.extend(pages.routes())
     openapi.install(app)
@@ -188,23 +207,16 @@ async def build(
     promotion = Promotion(models, rules=rules, stores=live, audit=audit, metrics=metrics)
     stack.push_async_callback(promotion.aclose)
     await promotion.start()
-    tools = Tools(
-        runs=runs,
-        snapshots=frozen,
-        builder=SnapshotBuilder(feedback=given, snapshots=frozen, settings=settings),
-        models=models,
-        judge=Pending(),
-        promoter=promotion,
-        bases=Bases(context.resolve, context.hashes, cache=context.models_dir / "hf"),
-        folders=Folders(settings.data_dir),
-        metrics=metrics,
-        threads=settings.training.threads,
-    )
+    tools = _training(settings, database, models, promotion, context, metrics)
     tools = tools if training_tools is None else training_tools(tools)
     config.make_folder(tools.folders.runs)
     jobs = Jobs(tools, runs=runs, audit=audit, runs_per_day=settings.training.runs_per_day)
     stack.push_async_callback(jobs.aclose)
     await jobs.start()
+    serving = Serving(models, Canaries(database))
+    removal = erasure(settings, database, Live(jobs, serving, models, lambda user_id: authenticator.forget(user_id=user_id)))
+    stack.push_async_callback(removal.aclose)
+    await removal.start()
     return Services(
         settings=settings,
         metrics=metrics,
@@ -223,6 +235,15 @@ async def build(
         promotion=promotion,
         runs=runs,
         snapshot_store=frozen,
+        lineage=Lineage(
+            predictions=predictions,
+            snapshots=frozen,
+            runs=runs,
+            versions=Versions(database),
+            people=Erased(database),
+            serving=serving,
+        ),
+        erasure=removal,
     )
 
 
@@ -289,12 +310,28 @@ def _provider_context(settings: Settings, stack: contextlib.AsyncExitStack) -> P
     )
 
 
-class Pending:
-    """Stands for the gate until it is there: a run ends before it, in words."""
-
-    async def judge(self, run: RunRecord, snapshot: SnapshotRecord, folder: Path) -> Mapping[str, Any]:
-        """Raises Conflict."""
-        raise Conflict("The gate is not there yet; the adapter was made.")
+def _training(
+    settings: Settings,
+    database: Database,
+    models: ModelManager,
+    promotion: Promotion,
+    context: ProviderContext,
+    metrics: Metrics,
+) -> Tools:
+    folders, snapshots = Folders(settings.data_dir), Snapshots(database)
+    return Tools(
+        runs=Runs(database),
+        snapshots=snapshots,
+        builder=SnapshotBuilder(feedback=Feedback(database), snapshots=snapshots, settings=settings),
+        models=models,
+        judge=Gate(models=models, attempts=GateAttempts(database), snapshots=snapshots, folders=folders),
+        promoter=promotion,
+        bases=Bases(context.resolve, context.hashes, cache=context.models_dir / "hf"),
+        folders=folders,
+        metrics=metrics,
+        rehearsal=Rehearsal(models, folders.bases, system_prompt=settings.model.system_prompt),
+        threads=settings.training.threads,
+    )
 
 
 async def _announce(services: Services, say: Callable[[str], None]) -> None:

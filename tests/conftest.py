@@ -27,7 +27,7 @@ from app.core.settings import Settings
 from app.db import migrate
 from app.db.database import Database, open_database
 from app.main import create_app
-from app.training.phases import Tools
+from app.training.tools import Tools
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PASSWORD = "a long enough passphrase 4 tests"

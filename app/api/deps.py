@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from app.security.accounts import Accounts
     from app.security.auth import Authenticator
     from app.security.rate_limit import LimitName, RateLimiter, RateState
+    from app.training.erasure import Erasure
     from app.training.jobs import Jobs
-    from app.training.phases import Builder
+    from app.training.lineage import Lineage
     from app.training.promotion import Promotion
+    from app.training.tools import Builder
 
 PRINCIPAL = "aprendiz.principal"
 """Key in the ASGI scope under which the access log finds who called; nothing decides by it."""
@@ -63,6 +65,8 @@ class Services:
     promotion: Promotion
     runs: Runs
     snapshot_store: Snapshots
+    lineage: Lineage
+    erasure: Erasure
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the service begins to shut down: not ready any more, idle sockets close."""
 

@@ -24,8 +24,9 @@ from app.training.config import Method, TrainConfig
 from app.training.feed import EVENTS, EventFile
 from app.training.folders import CANCEL, make_private
 from app.training.lock import RunLock
-from app.training.phases import Course, RunStore, Tools, method_for
+from app.training.phases import Course, method_for
 from app.training.snapshots import SnapshotConfig
+from app.training.tools import RunStore, Tools
 
 MOST_QUEUED: Final = 16
 OPEN: Final[tuple[RunState, ...]] = ("queued", "running")

@@ -10,96 +10,32 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from app.core.errors import AprendizError, Conflict, NotFound, ShuttingDown, StorageUnavailable, TooLittleFeedback, Unavailable
-from app.core.metrics import Metrics
-from app.core.records import RunPhase, RunRecord, RunState, SnapshotRecord
-from app.core.types import ModelSpec, Principal
-from app.training.bases import Bases
-from app.training.child import COMMAND
+from app.core.records import RunPhase, RunRecord, SnapshotRecord
+from app.core.types import ModelSpec
 from app.training.config import TrainConfig
 from app.training.feed import EVENTS, note
-from app.training.folders import CANCEL, Folders, make_private, read_json, write_json
-from app.training.packages import Packages, packages
+from app.training.folders import CANCEL, make_private, read_json, write_json
 from app.training.progress import Progress
 from app.training.reports import choose_method, missing
 from app.training.snapshots import SnapshotConfig, verify
-from app.training.supervisor import Supervisor, Timings
-from app.training.throttle import Throttle
+from app.training.supervisor import Supervisor
+from app.training.tools import Tools
 
 JOB: Final = "job.json"
 _LOOK_S: Final = 0.2
 _WRITE_S: Final = 5.0
-_GATE_TRIES: Final = 3
-_GATE_WAIT_S: Final = 30.0
+_TRIES: Final = 3
 _LONGEST_WAIT_S: Final = 30.0
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-
-class RunStore(Protocol):
-    """What is used of `app.db.runs.Runs`."""
-
-    async def update(self, run_id: str, *, only_in: Sequence[RunState] = ..., **changes: Any) -> RunRecord | None: ...
-
-
-class SnapshotStore(Protocol):
-    """What is used of `app.db.snapshots.Snapshots`."""
-
-    async def get(self, snapshot_id: str) -> SnapshotRecord | None: ...
-
-
-class Builder(Protocol):
-    """What is used of `app.training.snapshots.SnapshotBuilder`."""
-
-    async def build(self, config: SnapshotConfig, *, actor: Principal | None) -> SnapshotRecord: ...
-    async def preview(self, config: SnapshotConfig) -> Mapping[str, Any]: ...
-
-
-class Models(Protocol):
-    """What is used of `app.models.model_manager.ModelManager`."""
-
-    def busy(self) -> bool: ...
-    def current(self) -> tuple[ModelSpec, str | None]: ...
-
-
-class Judge(Protocol):
-    """The gate; see `app.training.gate.judge`."""
-
-    async def judge(self, run: RunRecord, snapshot: SnapshotRecord, folder: Path) -> Mapping[str, Any]: ...
-
-
-class Promoter(Protocol):
-    """What is used of `app.training.promotion.Promotion`."""
-
-    async def promote(self, version: str, *, actor: Principal | None) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What a run works with. ``threads``: of its child; ``command``: what the child is, the run's folder is appended."""
-
-    runs: RunStore
-    snapshots: SnapshotStore
-    builder: Builder
-    models: Models
-    judge: Judge
-    promoter: Promoter
-    bases: Bases
-    folders: Folders
-    metrics: Metrics
-    threads: int = 0
-    command: Sequence[str] = COMMAND
-    packages: Callable[[], Packages] = packages
-    throttle: Callable[[], Throttle] = Throttle
-    timings: Timings = field(default_factory=Timings)
 
 
 class RunCancelled(Exception):
@@ -221,8 +157,9 @@ class Course:
             return
         if self._cancel_asked():
             raise RunCancelled
-        await asyncio.to_thread(self._write_job, snapshot)
         await self._enter("prepare")
+        rehearsed = await self._patiently(self._rehearsed)
+        await asyncio.to_thread(self._write_job, snapshot, rehearsed)
         tools = self._tools
         supervisor = Supervisor(
             self._folder,
@@ -248,11 +185,25 @@ class Course:
             raise Conflict(outcome.detail)
         await self._save(adapter_hash=outcome.result["adapter_hash"])
 
-    def _write_job(self, snapshot: SnapshotRecord) -> None:
+    def _base(self) -> ModelSpec:
+        base = self._run.base
+        return ModelSpec(base["provider"], base["model"], base["device"])
+
+    async def _rehearsed(self) -> Path | None:
+        """The rows that keep the model from forgetting what it could, where the run wants them and has no job yet."""
+        rehearsal = self._tools.rehearsal
+        if rehearsal is None or not self._run.config.get("rehearsal") or (self._folder / JOB).exists():
+            return None
+        try:
+            return await rehearsal.rows(self._base())
+        except ExceptionGroup as several:  # one failure is as good as the other
+            raise several.exceptions[0] from several
+
+    def _write_job(self, snapshot: SnapshotRecord, rehearsed: Path | None) -> None:
         if read_json(self._folder / JOB) is not None:
             return
         tools, base = self._tools, self._run.base
-        files = tools.bases.files(ModelSpec(base["provider"], base["model"], base["device"]))
+        files = tools.bases.files(self._base())
         if files.sha256 != base["sha256"]:
             raise Conflict("The files of the base model have changed since the run began. Start another run.")
         for folder in (tools.folders.adapters, tools.folders.bases):
@@ -267,6 +218,8 @@ class Course:
             "chat_template": None,
             "device": base["device"],
         }
+        if rehearsed is not None:
+            job["rehearsal"] = str(rehearsed.resolve())
         write_json(self._folder / JOB, job)
 
     def _hear(self, event: Mapping[str, Any]) -> None:
@@ -290,18 +243,23 @@ class Course:
 
     async def _judge(self, snapshot: SnapshotRecord) -> None:
         await self._enter("gate")
-        for left in reversed(range(_GATE_TRIES)):
+        judge = self._tools.judge
+        report = await self._patiently(lambda: judge.judge(self._run, snapshot, self._folder, progress=self._progress.judged))
+        await self._save(gate=dict(report), version=report["versions"]["candidate"])
+
+    async def _patiently(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of ``work``, tried again where what serves cannot now: engines die, and users take all the slots."""
+        for left in reversed(range(_TRIES)):
             try:
-                report = await self._or_cancelled(self._tools.judge.judge(self._run, snapshot, self._folder))
-                break
+                return await self._or_cancelled(work())
             except ShuttingDown:
                 raise
             except Unavailable as error:
                 if not left:
                     raise
-                logger.warning("the gate could not judge; it tries again", extra={"data": {"error": error.slug}})
-                await self._or_cancelled(asyncio.sleep(_GATE_WAIT_S))
-        await self._save(gate=dict(report), version=report["versions"]["candidate"])
+                logger.warning("a run waits for what serves", extra={"data": {"run": self._run.id, "error": error.slug}})
+                await self._or_cancelled(asyncio.sleep(self._tools.timings.patience_s))
+        raise RuntimeError("unreachable")
 
     async def _promote(self) -> None:
         """Not to be cancelled: it is one step of the alias."""

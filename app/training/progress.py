@@ -31,10 +31,11 @@ class Progress:
         self.detail: str | None = None
         """What it waits for, in words."""
         self.paused = False
+        self._share = 0.0
 
     def enter(self, phase: RunPhase) -> None:
         """Another phase begins."""
-        self.phase, self.detail, self.paused = phase, None, False
+        self.phase, self.detail, self.paused, self._share = phase, None, False, 0.0
         self._figures.pop("eta_s", None)
 
     def hear(self, event: Mapping[str, Any]) -> None:
@@ -45,6 +46,10 @@ class Progress:
         elif name == "step":
             self._figures |= {each: event[each] for each in _FIGURES if _is_number(event.get(each))}
 
+    def judged(self, done: int, all_: int) -> None:
+        """The gate has asked so many of its questions."""
+        self._share = min(done / all_, 1.0) if all_ > 0 else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """As rows and the API have it."""
         found: dict[str, Any] = {"phase": self.phase, "percent": self._percent(), **self._figures, "paused": self.paused}
@@ -53,7 +58,7 @@ class Progress:
     def _percent(self) -> float:
         low, high = SHARES[self.phase]
         step, steps = self._figures.get("step", 0), self._figures.get("steps", 0)
-        done = min(step / steps, 1.0) if self.phase == "train" and steps > 0 else 0.0
+        done = min(step / steps, 1.0) if self.phase == "train" and steps > 0 else self._share
         return round(low + (high - low) * done, 1)
 
 

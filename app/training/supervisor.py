@@ -48,6 +48,8 @@ class Timings:
     """From SIGTERM to SIGKILL."""
     again_s: float = 2.0
     """Before a child that died is started again."""
+    patience_s: float = 30.0
+    """Before what serves is asked again, where it could not answer."""
     unnamed_s: float = 10.0
     """How long the holder of the lock may take to say who it is."""
 

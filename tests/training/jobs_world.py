@@ -32,14 +32,14 @@ from app.training.folders import Folders
 from app.training.jobs import OPEN, Jobs
 from app.training.lock import RUN_LOCK, holder
 from app.training.packages import Packages
-from app.training.phases import Tools
 from app.training.snapshots import SnapshotConfig
 from app.training.supervisor import Timings
 from app.training.throttle import Throttle
+from app.training.tools import Tools
 
 TRAINER = Path(__file__).with_name("fake_trainer.py")
 ADMIN = Principal("01934f5e-7a11-7c3e-9d5b-2f0a6f5c1e77", "ada", "admin", frozenset({"admin"}), "session")
-QUICK = Timings(look_s=0.02, hear_s=0.02, end_s=0.5, again_s=0.05, unnamed_s=2)
+QUICK = Timings(look_s=0.02, hear_s=0.02, end_s=0.5, again_s=0.05, patience_s=0.05, unnamed_s=2)
 VERSION = "c" * 16
 
 
@@ -107,8 +107,11 @@ class FakeJudge:
     failures: list[AprendizError] = field(default_factory=list)
     judged: list[str] = field(default_factory=list)
 
-    async def judge(self, run: RunRecord, snapshot: SnapshotRecord, folder: Path) -> Mapping[str, Any]:
+    async def judge(
+        self, run: RunRecord, snapshot: SnapshotRecord, folder: Path, *, progress: Callable[[int, int], None]
+    ) -> Mapping[str, Any]:
         self.judged.append(run.id)
+        progress(1, 2)
         await asyncio.sleep(self.takes_s)
         if self.failures:
             raise self.failures.pop(0)

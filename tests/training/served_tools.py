@@ -12,7 +12,7 @@ from app.core.types import ModelSpec
 from app.db.snapshots import Snapshots
 from app.training.bases import Bases
 from app.training.packages import Packages
-from app.training.phases import Tools
+from app.training.tools import Tools
 from tests.training.jobs_world import QUICK, FakeBuilder, FakeJudge, FakeModels, FakePromoter, command
 
 
@@ -32,6 +32,7 @@ def counting(**options: Any) -> Callable[[Tools], Tools]:
             promoter=FakePromoter(models),
             bases=Bases(Path, FileHashes(), cache=tools.folders.data),
             packages=Packages,
+            rehearsal=None,
             command=command(**options),
             timings=QUICK,
         )
