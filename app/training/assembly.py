@@ -241,16 +241,20 @@ def open_private(path: Path) -> Any:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w+b", buffering=1 << 16)
 
 
+_NOTHING: Final[Mapping[str, int]] = {}
+"""Shared by all rows in which nothing was found: a hundred thousand empty ones are work for the garbage collector."""
+
+
 def _candidate(row: Mapping[str, Any], origin: Origin, offset: int, size: int) -> Candidate:
-    said = str(row[next(name for name in _ANSWERS if name in row)][0].get("content") or "")
     answers = [str(message.get("content") or "") for name in _ANSWERS for message in row.get(name, ())]
-    normal = grouping.normalise(said)
+    normal = grouping.normalise(answers[0])
     findings: Counter[str] = Counter()
-    for text in (*(str(message["content"]) for message in row["prompt"]), *answers):
-        # What a user asks may hold such words and harm nobody; what is to be said after training may not.
+    for text in (*answers, *(str(message["content"]) for message in row["prompt"])):
         found = scan(text)
-        findings.update({kind: count for kind, count in found.items() if kind not in INJECTION})
-    findings.update({kind: count for kind, count in scan(said).items() if kind in INJECTION})
+        if text is not answers[0]:
+            # What a user asks may hold such words and harm nobody; what is to be said after training may not.
+            found = Counter({kind: count for kind, count in found.items() if kind not in INJECTION})
+        findings += found
     return Candidate(
         kind=row["kind"],
         origin=origin,
@@ -262,7 +266,7 @@ def _candidate(row: Mapping[str, Any], origin: Origin, offset: int, size: int) -
         long=len(normal) >= _COMMON_WORDS,
         copies_prompt=row["kind"] == "sft" and normal == grouping.normalise(grouping.question(row["prompt"])[1]),
         pair="original" in row,
-        findings=dict(findings),
+        findings=dict(findings) if findings else _NOTHING,
     )
 
 

@@ -11,12 +11,12 @@ import ipaddress
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 _WINDOW = 16_384
 _OVERLAP = 512
-"""The longest thing that is looked for; what lies on the edge of a window is seen by the next."""
+"""How far a match may reach beyond its window: more than most things that are looked for."""
 
 SECRETS: Final = frozenset({"api_key", "private_key", "jwt", "password", "random_token"})
 CONTROL: Final = frozenset({"control_token"})
@@ -24,26 +24,26 @@ INJECTION: Final = frozenset({"instruction"})
 
 
 def scan(text: str) -> Counter[str]:
-    """Kinds of findings in a text, with how often. Kinds: see the table at the end of this module."""
+    """Kinds of findings in a text, with how often. Kinds: see `_RULES`."""
+    gates = {name for name, gate in _GATES.items() if gate(text)}
     found: Counter[str] = Counter()
-    seen: set[tuple[str, int]] = set()
-    for start in range(0, max(1, len(text)), _WINDOW):
-        window = text[start : start + _WINDOW + _OVERLAP]
-        for kind, at in _findings(window):
-            if (kind, start + at) not in seen:
-                seen.add((kind, start + at))
-                found[kind] += 1
+    for kind, gate, expression, check in _RULES:
+        if gate in gates:
+            count = sum(check is None or check(match.group()) for match in _matches(expression, text))
+            if count:
+                found[kind] += count
     return found
 
 
-def _findings(text: str) -> Iterator[tuple[str, int]]:
-    folded = text.lower()
-    for kind, needles, expression, check in _RULES:
-        if needles and not any(needle in folded for needle in needles):
-            continue
-        for match in expression.finditer(text):
-            if check is None or check(match.group()):
-                yield kind, match.start()
+def _matches(expression: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """All matches, looked for in a window at a time. What begins in a window may end behind it."""
+    done = 0
+    for start in range(0, len(text), _WINDOW):
+        for match in expression.finditer(text, max(start, done), start + _WINDOW + _OVERLAP):
+            if match.start() >= start + _WINDOW:
+                break
+            done = match.end()
+            yield match
 
 
 def _digits(text: str) -> str:
@@ -95,22 +95,68 @@ def _random(text: str) -> bool:
     return entropy > 4.2
 
 
-_Rule = tuple[str, tuple[str, ...], re.Pattern[str], Callable[[str], bool] | None]
+_NUMBER = re.compile(r"[0-9][0-9 ./()-]{5}")
+_RUN = re.compile(r"[^\s]{20}")
+
+
+def _holds(*words: str) -> Callable[[str], bool]:
+    def gate(text: str) -> bool:
+        folded = text.lower()
+        return any(word in folded for word in words)
+
+    return gate
+
+
+_GATES: Final[Mapping[str, Callable[[str], bool]]] = {
+    "at": lambda text: "@" in text,
+    "digits": lambda text: _NUMBER.search(text) is not None,
+    "colons": lambda text: text.count(":") > 1,
+    "dashes": lambda text: "-----BEGIN" in text,
+    "long": lambda text: _RUN.search(text) is not None,
+    "password": _holds("passw", "secret", "token", "api", "contrase", "kennwort"),
+    "brackets": lambda text: "<" in text or "[" in text,
+    "instruction": _holds(
+        "ignore",
+        "disregard",
+        "forget",
+        "override",
+        "you are now",
+        "from now on",
+        "act as if",
+        "pretend to be",
+        "system prompt",
+        "developer mode",
+        "jailbreak",
+    ),
+}
+"""Cheap questions, asked once a text: where the answer is no, none of the expressions behind it can match."""
+
+_Rule = tuple[str, str, re.Pattern[str], Callable[[str], bool] | None]
 
 _RULES: Final[tuple[_Rule, ...]] = (
-    ("email", ("@",), re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"), None),
-    ("iban", (), re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _iban),
-    ("credit_card", (), re.compile(r"(?<![\w.-])(?:[0-9][ -]?){12,18}[0-9](?![\w-])"), _luhn),
-    ("phone", (), re.compile(r"(?<![\w.+-])(?:\+[0-9]{1,3}|\(?0[0-9]{1,5}\)?)(?:[ ./-]?\(?[0-9]{2,5}\)?){1,6}(?!\w)"), _phone),
-    ("national_id", ("-",), re.compile(r"(?<![\w-])[0-9]{3}-[0-9]{2}-[0-9]{4}(?![\w-])"), _ssn),
-    ("national_id", (), re.compile(r"\b(?:[0-9]{8}|[XYZxyz]-?[0-9]{7})-?[A-Za-z]\b"), _spanish_id),
-    ("ip_address", (".",), re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w.])"), _address),
-    ("ip_address", (":",), re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4}){1,6}(?![\w:])"), _address),
-    ("private_key", ("private key",), re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY"), None),
-    ("jwt", ("eyj",), re.compile(r"\beyJ[\w-]{8,400}\.eyJ[\w-]{8,400}"), None),
+    ("email", "at", re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"), None),
+    ("iban", "digits", re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _iban),
+    ("credit_card", "digits", re.compile(r"(?<![\w.-])(?:[0-9][ -]?){12,18}[0-9](?![\w-])"), _luhn),
+    (
+        "phone",
+        "digits",
+        re.compile(r"(?<![\w.+-])(?:\+[0-9]{1,3}|\(?0[0-9]{1,5}\)?)(?:[ ./-]{0,3}\(?[0-9]{2,5}\)?){1,6}(?!\w)"),
+        _phone,
+    ),
+    ("national_id", "digits", re.compile(r"(?<![\w-])[0-9]{3}-[0-9]{2}-[0-9]{4}(?![\w-])"), _ssn),
+    ("national_id", "digits", re.compile(r"\b(?:[0-9]{8}|[XYZxyz]-?[0-9]{7})-?[A-Za-z]\b"), _spanish_id),
+    ("ip_address", "digits", re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w.])"), _address),
+    (
+        "ip_address",
+        "colons",
+        re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4}){1,6}(?![\w:])"),
+        _address,
+    ),
+    ("private_key", "dashes", re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY"), None),
+    ("jwt", "long", re.compile(r"\beyJ[\w-]{8,400}\.eyJ[\w-]{8,400}"), None),
     (
         "api_key",
-        (),
+        "long",
         re.compile(
             r"(?<![A-Za-z0-9])(?:sk-[A-Za-z0-9_-]{20,200}|(?:AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,255}"
             r"|github_pat_[A-Za-z0-9_]{22,255}|glpat-[\w-]{20,100}|xox[abprs]-[A-Za-z0-9-]{10,200}|AIza[\w-]{35}"
@@ -121,17 +167,17 @@ _RULES: Final[tuple[_Rule, ...]] = (
     ),
     (
         "password",
-        ("passw", "secret", "token", "api", "contrase", "kennwort"),
+        "password",
         re.compile(
             r"(?i)\b(?:password|passwd|passwort|kennwort|contraseña|secret|api[_ -]?key|access[_ -]?token)\b"
             r"\"?[ \t]{0,4}(?::|=|is\b)[ \t]{0,4}[\"']?(?=[^\s\"']{0,64}[0-9])[^\s\"']{8,64}"
         ),
         None,
     ),
-    ("random_token", (), re.compile(r"(?<![\w/+=.-])[A-Za-z0-9+_-]{32,200}={0,2}(?![\w/+.-])"), _random),
+    ("random_token", "long", re.compile(r"(?<![\w/+=.-])[A-Za-z0-9+_-]{32,200}={0,2}(?![\w/+.-])"), _random),
     (
         "control_token",
-        ("<", "["),
+        "brackets",
         re.compile(
             r"<\|[A-Za-z0-9_ ]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|pad|unk)>"
             r"|<\uff5c[^\uff5c<>]{1,40}\uff5c>"
@@ -140,7 +186,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
     ),
     (
         "instruction",
-        (),
+        "instruction",
         re.compile(
             r"(?i)\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:previous|prior|above|earlier|all|your|system)\b"
             r"[^.\n]{0,40}\b(?:instructions?|prompts?|rules?|messages?|guidelines?)\b"
