@@ -77,7 +77,7 @@ class Gate:
         attempts: where attempts are kept.
         snapshots: who judged which row.
         folders: where snapshots and adapters lie.
-        parity: how the trained side is asked; None: it is not, and ``parity`` fails.
+        parity: how the trained side is asked; else by the child that ships.
         frozen: the guard prompts; else those that ship.
     """
 
@@ -95,7 +95,7 @@ class Gate:
         self._attempts = attempts
         self._snapshots = snapshots
         self._folders = folders
-        self._parity = parity
+        self._parity = Parity(folders) if parity is None else parity
         self._frozen = frozen
         self._one = asyncio.Lock()
 
@@ -151,7 +151,7 @@ class Gate:
         found = await held_out(asking, case.rows, sides.scores)
         measured = await guards(asking, sides, frozen, case.wanted)
         alike: list[Guard] = [Unmeasured("parity", NO_SCORES, passes=False)]
-        if sides.scores and self._parity is not None:
+        if sides.scores:
             items = await parity_items(asking, case.rows, frozen)
             template = sides.new.version.template_hash
             alike = await self._parity.measure(folder, items, old=specs[0], new=specs[1], template=template)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from app.core.errors import EngineUnavailable
 from app.core.types import GenerationRequest, ModelSpec
 from app.providers.process import base_environment
 from app.training.child import NICE
-from app.training.folders import Folders, read_json, write_json
+from app.training.folders import Folders, read_json, read_tail, write_json
 from app.training.gate.evidence import Guard, LimitGuard, Unmeasured
 from app.training.gate.statistics import mean
 
@@ -32,6 +33,9 @@ TOLERANCE: Final = 0.1
 """Nats per token that the two sides may differ by, on top of twice what they differ by for the current version."""
 _LONGEST_S: Final = 600.0
 _MOST_TOKENS: Final = 1024
+_MOST_LOG: Final = 2000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Parity:
         request = {
             "base": job["base"],
             "chat_template": job.get("chat_template"),
-            "threads": job.get("threads", 0),
+            "threads": job.get("threads") or os.cpu_count() or 1,
             "device": job.get("device", "auto"),
             "dtype": "auto",
             "max_tokens": _MOST_TOKENS,
@@ -96,7 +100,11 @@ class Parity:
             found = await asyncio.to_thread(read_json, place / "answer.json") if code == 0 else None
             if found is not None and isinstance(found.get("scores"), dict):
                 return found
-            return "it ended without an answer; the run's log may say more."
+            tail = await asyncio.to_thread(read_tail, place / "log", limit=_MOST_LOG)
+            logger.warning(
+                "the trained side gave no answer", extra={"data": {"status": code, "log": tail.decode(errors="replace")}}
+            )
+            return "it ended without an answer; the service's log says why."
         finally:
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 

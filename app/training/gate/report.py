@@ -195,12 +195,12 @@ def _attempts(report: Mapping[str, Any]) -> str:
     wide = 480 / max(10, len(tries))
     body = ['<line class="axis" x1="130" x2="610" y1="100" y2="100"/>', '<text x="0" y="20">allowed error</text>']
     for number, level in enumerate(tries):
-        tall = max(1.0, 85 * level / (attempt["budget"] / 2))
+        tall = max(1.0, 85 * level / tries[0]) if level <= tries[0] else 85.0
         x = 130 + wide * number
         body.append(f'<rect class="bar" x="{x + 2:.1f}" y="{100 - tall:.1f}" width="{wide - 4:.1f}" height="{tall:.1f}"/>')
     words = (
         f"Attempt {attempt['number']} on this held-out feedback. All attempts on the same feedback share an error of "
-        f"{attempt['budget']:.0%}: this one may be wrong with {attempt['alpha']:.2%}. New feedback on new prompts starts anew."
+        f"{attempt['budget']:.1%}: this one may be wrong with {attempt['alpha']:.2%}. New feedback on new prompts starts anew."
     )
     return _svg(112, "Allowed error of each attempt", body) + f"<p>{words}</p>"
 

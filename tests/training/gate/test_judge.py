@@ -64,7 +64,7 @@ async def test_a_version_that_learned_passes(tmp_path: Path) -> None:
     assert report["verdict"] == "pass", report["summary"]
     assert report["versions"] == {"candidate": "c" * 16, "current": "0" * 16}
     assert report["attempt"]["number"] == 1
-    assert report["attempt"]["alpha"] == 0.025
+    assert report["attempt"]["alpha"] == 0.02
     assert check(report, "gain")["value"] == 1.0
     assert check(report, "significance")["value"] == pytest.approx(2**-12)
     assert [each.passed for each in attempts.kept] == [True]
@@ -208,7 +208,7 @@ async def test_attempts_on_the_same_feedback_are_counted(tmp_path: Path) -> None
         run = place.again()
         report = await judge.judge(run, place.snapshot, place.folders.run(run.id))
         levels.append((report["attempt"]["number"], report["attempt"]["alpha"]))
-    assert levels == [(1, 0.025), (2, pytest.approx(0.05 / 6)), (3, pytest.approx(0.05 / 12))]
+    assert levels == [(1, 0.02), (2, pytest.approx(0.005)), (3, pytest.approx(0.02 / 9))]
     assert len(report["history"]) == 2
 
 

@@ -159,7 +159,7 @@ def test_few_people_have_no_fifth() -> None:
     assert least_favourable(Evidence(corrections(0.5, 0.5)), 0.2) == (0, 1.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(evidences, st.randoms(use_true_random=False))
 def test_any_figures_any_order(evidence: Evidence, drawn: random.Random) -> None:
     assert evidence.sound
@@ -167,7 +167,7 @@ def test_any_figures_any_order(evidence: Evidence, drawn: random.Random) -> None
     found = primary(settled, 7)
     assert 0 <= found.p <= 1
     assert 0 <= found.rate <= 1
-    low, high = interval(settled, 7, 20)
+    low, high = interval(settled, 7, 10)
     assert low <= effect(settled) <= high
     liars, least = least_favourable(settled, 0.2)
     assert 0 <= least <= 1
@@ -175,7 +175,7 @@ def test_any_figures_any_order(evidence: Evidence, drawn: random.Random) -> None
     mixed = Evidence(shuffled(evidence.corrections, drawn), shuffled(evidence.pairs, drawn), shuffled(evidence.votes, drawn))
     assert mixed.settled() == settled
     assert primary(mixed.settled(), 7) == found
-    assert interval(mixed.settled(), 7, 20) == (low, high)
+    assert interval(mixed.settled(), 7, 10) == (low, high)
 
 
 @settings(max_examples=50, deadline=None)
