@@ -8,38 +8,26 @@ database, opens no connection, and judges nothing: whether the adapter is any go
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from app.training.lock import RUN_LOCK, RunLock
-from app.training.worker.environment import ENVIRONMENT
 from app.training.worker.events import Events
-from app.training.worker.job import EXIT_CANCELLED, EXIT_DONE, EXIT_FAILED, Cancelled, Job, TrainingFailed, read_job
+from app.training.worker.job import EXIT_CANCELLED, EXIT_DONE, EXIT_FAILED, Cancelled, Job, read_job
+from app.training.worker.process import renew, words
 from app.training.worker.stop import Stop
 
 if TYPE_CHECKING:
     from app.training.worker.run import Outcome
 
 EXIT_LOCKED: Final = 4
-_MARK: Final = "APRENDIZ_TRAINER"
 _LOCK_TRIES: Final = 5
 _LOCK_WAIT_S: Final = 0.1
-_NO_NETWORK: Final = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
-_FULL = "The disk is full. Free some space and start the run again: it goes on from its newest checkpoint."
-_UNFORESEEN = "The run failed for a reason that the trainer does not know; its log says more."
-_MEMORY = "There is not enough memory to train this model. Try a smaller max_tokens or rank, or a smaller model."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     if len(arguments) != 1:
         print("usage: python -m app.training.trainer <run folder>", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
-    _environment()
+    renew()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     stop = Stop()
     stop.listen()
@@ -99,41 +87,18 @@ def _locked(lock: RunLock) -> bool:
 def _run(folder: Path, events: Events, stop: Stop) -> int:
     try:
         job = read_job(folder)
-        os.nice(job.nice)
+        # At least so nice: whoever started this process may have said so already.
+        os.setpriority(os.PRIO_PROCESS, 0, max(job.nice, os.getpriority(os.PRIO_PROCESS, 0)))
         outcome = train(job, events, stop)
     except Cancelled:
         events.write("cancelled")
         return EXIT_CANCELLED
     except Exception as error:  # noqa: BLE001 (the border of the process: whatever it was, people get words and the log the trace)
         traceback.print_exc()
-        events.write("failed", detail=_words(error))
+        events.write("failed", detail=words(error))
         return EXIT_FAILED
     events.write("done", **outcome.result)
     return EXIT_DONE
-
-
-def _words(error: Exception) -> str:
-    """What happened, for people: no path, no foreign text."""
-    from app.providers.workers.hf_source import LoadRefused
-
-    if isinstance(error, TrainingFailed | LoadRefused):
-        return error.detail
-    said = str(error)
-    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "os error 28" in said:
-        return _FULL
-    if isinstance(error, MemoryError) or "out of memory" in said or "not enough memory" in said:
-        return _MEMORY
-    return _UNFORESEEN
-
-
-def _environment() -> None:
-    """Starts this process anew, once, where a variable that libraries read as they are loaded is missing."""
-    wanted: dict[str, Any] = {**ENVIRONMENT, **_NO_NETWORK}
-    missing = {name: value for name, value in wanted.items() if os.environ.get(name) != value}
-    if not missing or os.environ.get(_MARK):
-        return
-    sys.stderr.flush()
-    os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing, _MARK: "1"})  # noqa: S606 (ourselves)
 
 
 if __name__ == "__main__":

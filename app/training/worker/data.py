@@ -10,24 +10,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from app.core.files import hash_file
 from app.training.config import TrainConfig
 from app.training.worker.batch import Example
-from app.training.worker.job import TrainingFailed, parse_json
+from app.training.worker.job import TrainingFailed
+from app.training.worker.rehearsal import Rehearsed
+from app.training.worker.rows import ANSWERS, problems, rows_of
 from app.training.worker.template import RowRefused, TrainingFormat
-
-_MOST_ROWS = 1_000_000
-_MOST_ROW_BYTES = 8 << 20
-_MOST_MESSAGES = 1000
-_MOST_WEIGHT = 1000.0
-_FIELDS: Final = {"sft": ("completion",), "dpo": ("chosen", "rejected"), "kto": ("completion",)}
-_ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
-_CHECK_EVERY = 16
 
 TOO_LONG = "too long"
 
@@ -43,6 +37,7 @@ class Data:
     left_out: Mapping[str, int]
     other: int
     sha256: str
+    rehearsed: Rehearsed = field(default_factory=Rehearsed)
 
     @property
     def desirable_balance(self) -> float:
@@ -52,44 +47,20 @@ class Data:
         return bad / good
 
 
-def read_data(
-    path: Path, config: TrainConfig, format: TrainingFormat, *, most_tokens: int, pause: Callable[[], None] = lambda: None
-) -> Data:
+def read_data(path: Path, config: TrainConfig, format: TrainingFormat, *, most_tokens: int) -> Data:
     """Reads ``train.jsonl``.
 
     Args:
         most_tokens: longest sequence; the smaller of the configuration's and the model's.
-        pause: called now and then; may raise.
 
     Raises:
         TrainingFailed: the file is missing or no snapshot of ours, or nothing is left to train on.
     """
     reader = _Reader(config.method, format, most_tokens)
     for number, row in enumerate(rows_of(path), start=1):
-        if number % _CHECK_EVERY == 0:
-            pause()
         reader.add(row, number)
     reader.check()
     return Data(tuple(reader.examples), dict(reader.left_out), reader.other, hash_file(path))
-
-
-def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a JSONL file as objects. Raises TrainingFailed."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(_MOST_ROW_BYTES + 1):
-                number += 1
-                if len(line) > _MOST_ROW_BYTES:
-                    raise TrainingFailed(f"Row {number} of the snapshot is larger than {_MOST_ROW_BYTES >> 20} MiB.")
-                if number > _MOST_ROWS:
-                    raise TrainingFailed(f"The snapshot has more than {_MOST_ROWS} rows.")
-                row = parse_json(line, f"Row {number} of the snapshot")
-                if not isinstance(row, dict):
-                    raise TrainingFailed(f"Row {number} of the snapshot is not an object.")
-                yield row
-    except OSError:
-        raise TrainingFailed("The snapshot's rows are missing or cannot be read.") from None
 
 
 @dataclass(slots=True)
@@ -126,12 +97,12 @@ class _Reader:
     def _check(self, row: dict[str, Any], number: int) -> tuple[str, ...] | None:
         """The fields with the answers that this method learns from, or None for a row that it does not read."""
         kind = row.get("kind")
-        if kind not in _FIELDS:
+        if not isinstance(kind, str) or kind not in ANSWERS:
             raise TrainingFailed(f"Row {number} of the snapshot: kind must be sft, dpo or kto.")
-        for problem in _problems(row, kind):
+        for problem in problems(row, kind):
             raise TrainingFailed(f"Row {number} of the snapshot: {problem}")
         if kind == self.method:
-            return _FIELDS[kind]
+            return ANSWERS[kind]
         return ("completion", "original") if self.method == "dpo" and kind == "sft" and row.get("original") else None
 
     def check(self) -> None:
@@ -140,32 +111,6 @@ class _Reader:
             raise TrainingFailed(f"The snapshot has no rows that the method {self.method} can train on.{reason}")
         if self.method == "kto" and len({each.desirable for each in self.examples}) == 1:
             raise TrainingFailed("The method kto needs good answers and bad ones; the snapshot has only one of the two.")
-
-
-def _problems(row: Mapping[str, Any], kind: str) -> Iterator[str]:
-    weight = row.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= _MOST_WEIGHT:
-        yield f"weight must be a number from 0 to {_MOST_WEIGHT:g}."
-    if kind == "kto" and not isinstance(row.get("label"), bool):
-        yield "label must be true or false."
-    prompt = row.get("prompt")
-    if not isinstance(prompt, list) or not 1 <= len(prompt) <= _MOST_MESSAGES or not all(map(_is_message, prompt)):
-        yield "prompt must be a list of messages with a role and a text."
-    for name in _FIELDS[kind] if row.get("original") is None else (*_FIELDS[kind], "original"):
-        answer = row.get(name)
-        if not isinstance(answer, list) or len(answer) != 1 or not _is_message(answer[0]) or answer[0]["role"] != "assistant":
-            yield f"{name} must be a list with one message of the assistant."
-    tools = row.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(each, dict) for each in tools):
-        yield "tools must be a list of objects."
-
-
-def _is_message(message: object) -> bool:
-    if not isinstance(message, dict) or message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
-        return False
-    calls = message.get("tool_calls") or []
-    sound = isinstance(calls, list) and all(isinstance(each, dict) and isinstance(each.get("function"), dict) for each in calls)
-    return sound and all(isinstance(message.get(name) or "", str) for name in ("name", "tool_call_id"))
 
 
 class Order:

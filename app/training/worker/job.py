@@ -59,6 +59,7 @@ class _JobFile(BaseModel):
     snapshot: _Path
     config: TrainConfig
     adapters: _Path
+    rehearsal: _Path | None = None
     threads: int = Field(0, ge=0, le=1024)
     chat_template: Annotated[str, StringConstraints(max_length=_MOST_TEMPLATE)] | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -79,6 +80,8 @@ class Job:
     chat_template: str | None
     device: str
     nice: int
+    rehearsal: Path | None = None
+    """The rows to rehearse; see `app.training.rehearsal`."""
 
     @property
     def rows(self) -> Path:
@@ -110,6 +113,7 @@ def read_job(folder: Path) -> Job:
         chat_template=found.chat_template,
         device=found.device,
         nice=found.nice,
+        rehearsal=None if found.rehearsal is None else _inside(data, found.rehearsal, "rehearsal"),
     )
 
 
@@ -134,7 +138,10 @@ def read_json(path: Path, name: str, *, most_bytes: int) -> Any:
 def parse_json(text: bytes, name: str) -> Any:
     """JSON without NaN, Infinity and lone surrogates. Raises TrainingFailed."""
     try:
-        return json.loads(text.decode(), parse_constant=_no_constant, parse_float=_finite)
+        found = json.loads(text.decode(), parse_constant=_no_constant, parse_float=_finite)
+        if b"\\ud" in text.lower():
+            json.dumps(found, ensure_ascii=False).encode()  # half of a pair cannot be encoded, by a tokenizer neither
+        return found
     except (ValueError, RecursionError):
         raise TrainingFailed(f"{name} is not valid JSON.") from None
 

@@ -8,18 +8,16 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from app.core.files import sync
-from app.providers.workers.hf_load import choose_device, choose_dtype, converted, end_tokens
-from app.providers.workers.hf_source import Source, base_hash, local
+from app.training.worker.base import Base, open_base
 from app.training.worker.batch import Example
 from app.training.worker.data import Data, read_data
 from app.training.worker.events import Events
@@ -29,15 +27,14 @@ from app.training.worker.job import Job, TrainingFailed
 from app.training.worker.loop import Loop, Progress, Setting
 from app.training.worker.opening import Device, open_policy
 from app.training.worker.policy import Policy
+from app.training.worker.rehearsal import read_rehearsal
 from app.training.worker.stop import Stop
-from app.training.worker.template import TrainingFormat
 
 RESULT: Final = "result.json"
 _REFERENCE: Final = "reference.safetensors"
 _FORMAT: Final = 1
 """Of checkpoints: raised whenever the same inputs would no longer give the same weights."""
 _MOST_RESULT_BYTES: Final = 1 << 20
-_DAMAGED = "The base model cannot be loaded: its files are damaged, or of a kind that transformers does not know."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +44,23 @@ class Outcome:
     result: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """The base as a folder of safetensors, its tokenizer and rows' format, and the longest sequence that it takes."""
-
-    folder: Path
-    format: TrainingFormat
-    context: int | None
-
-
 def run(job: Job, events: Events, stop: Stop) -> Outcome:
     """See `app.training.trainer.train`."""
     known = _known_result(job)
     if known is not None:
         return _outcome(known)
+    (job.folder / RESULT).unlink(missing_ok=True)  # of an adapter that is no longer whole
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(job.base.cache) / "matplotlib"))  # where it remembers the fonts it found
     threads = _threads(job)
     torch.set_num_threads(threads)
     with joined(job.device) as group:
         with stop.at_once():
             events.write("phase", phase="prepare")
-            base = _open_base(job, group)
+            base = open_base(job.base, template=job.chat_template, device=job.device, dtype=job.config.dtype, group=group)
             most = min(job.config.max_tokens, base.context or job.config.max_tokens)
             data = read_data(job.rows, job.config, base.format, most_tokens=most)
+            if job.rehearsal is not None and job.config.rehearsal:
+                data = replace(data, rehearsed=read_rehearsal(job.rehearsal, base.format, most_tokens=most))
             policy = open_policy(base.folder, config=job.config, device=cast(Device, job.device), threads=threads)
         try:
             return _train(job, events, stop, group, base, data, policy, threads)
@@ -76,9 +68,7 @@ def run(job: Job, events: Events, stop: Stop) -> Outcome:
             policy.close()
 
 
-def _train(
-    job: Job, events: Events, stop: Stop, group: Group, base: _Base, data: Data, policy: Policy, threads: int
-) -> Outcome:
+def _train(job: Job, events: Events, stop: Stop, group: Group, base: Base, data: Data, policy: Policy, threads: int) -> Outcome:
     fingerprint = _fingerprint(job, base, data)
     balance = data.desirable_balance if job.config.method == "kto" else 1.0
     setting = Setting(job.folder, job.config, threads, fingerprint, balance)
@@ -88,7 +78,7 @@ def _train(
         examples: Sequence[Example] = data.examples
         if job.config.method != "sft":
             examples = _with_reference(job, policy, data.examples, group, fingerprint)
-    loop = Loop(setting, policy, examples, events, group, stop)
+    loop = Loop(setting, policy, examples, events, group, stop, data.rehearsed)
     events.write(
         "phase",
         phase="train",
@@ -111,52 +101,22 @@ def _train(
     return _outcome(_write_result(job, exported, data, loop.progress))
 
 
-def _open_base(job: Job, group: Group) -> _Base:
-    """Checks the files, converts a GGUF once for all, reads tokenizer and limits.
-
-    Raises:
-        LoadRefused, TrainingFailed: with words. OSError: disk full.
-    """
-    cache = Path(job.base.cache)
-    source = local(Path(job.base.path))
-    if source.is_gguf != job.base.is_gguf or base_hash(source, cache) != job.base.sha256:
-        raise TrainingFailed("The base model's files are not those that the run was ordered for. Start a new run.")
-    try:
-        if not group.first:
-            group.wait()
-        folder = _folder(source, cache, job)
-        if group.first:
-            group.wait()
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        generation = None
-        if (folder / "generation_config.json").is_file():
-            generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        ends = end_tokens(generation, config, tokenizer)
-        context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise TrainingFailed(_DAMAGED) from error
-    format = TrainingFormat(tokenizer, ends, template=job.chat_template, wire=job.base.is_gguf)
-    return _Base(folder, format, int(context) if context else None)
-
-
-def _folder(source: Source, cache: Path, job: Job) -> Path:
-    if not source.is_gguf:
-        return source.path
-    number = choose_dtype(job.config.dtype, choose_device(job.device))
-    return converted(source.path, cache / "converted", job.base.sha256, number)
-
-
 def _threads(job: Job) -> int:
     """Threads of this process: its share, where a launcher started several on this machine."""
     threads = job.threads or len(os.sched_getaffinity(0))
     return max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _fingerprint(job: Job, base: _Base, data: Data) -> str:
-    inputs = [_FORMAT, job.run_id, job.base.sha256, job.config.model_dump(), base.format.template_hash, data.sha256]
+def _fingerprint(job: Job, base: Base, data: Data) -> str:
+    inputs = [
+        _FORMAT,
+        job.run_id,
+        job.base.sha256,
+        job.config.model_dump(),
+        base.format.template_hash,
+        data.sha256,
+        data.rehearsed.sha256,
+    ]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 

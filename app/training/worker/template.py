@@ -132,7 +132,7 @@ class TrainingFormat:
             return [dict(each) for each in messages], [dict(each) for each in tools] or None
         try:
             told = inert_tools(tools)
-        except (InvalidRequest, KeyError, TypeError):
+        except (InvalidRequest, KeyError, TypeError, AttributeError):
             raise RowRefused("its tools cannot be told to the model") from None
         turns = [_turn(each) for each in messages]
         if self._native:
