@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -287,3 +289,45 @@ def test_a_row_needs_a_label() -> None:
         pack([Example((TokenRow([1, 2, 3], [True, False, False]),))])
     with pytest.raises(ValueError, match="row"):
         pack([])
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_one(policy: Open, folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.training.compute_child", str(folder), str(tmp_path / "rendezvous")]
+    children = [subprocess.Popen([*command, str(rank), str(tmp_path / f"{rank}.pt")]) for rank in range(2)]
+    try:
+        assert [child.wait(100) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(first[0], second[0])
+    ours = policy()
+    tiny.stir(ours)
+    rows = tiny.examples()
+    ours.accumulate(ours.split(rows), losses.sft(losses.sft_total(rows)))
+    assert relative(first[0], ours.parameters()[0].grad) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.timeout(600)
+def test_the_bundled_model_in_bfloat16_has_the_loss_of_float32(model_file: Path, tmp_path: Path) -> None:
+    from app.providers.workers.hf_load import converted
+
+    base = converted(model_file, tmp_path, "bundled", torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    rows = []
+    for question, answer in (("What is the capital of France?", "It is Paris."), ("Say a number.", "Forty-two, of course.")):
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        tokens = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+        rows.append(Example((TokenRow(tokens, [True] * len(tokens)),)))
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.no_grad():
+        expected = -float(tiny.plain_logprobs(model, rows).sum())
+    for dtype, error in (("float32", 1e-5), ("bfloat16", 1e-2)):
+        ours = open_policy(base, config=tiny.config(dtype=dtype), device="cpu")
+        loss = -float(ours.logprobs(pack(rows), reference=True).sum())
+        assert loss == pytest.approx(expected, rel=error)
+        ours.close()
