@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 
 ROUNDS: Final = 3
 """The crowd is asked again without those already named, so often."""
+EXACT: Final = 500
+"""Votes of one rater up to which a probability is computed exactly; the time grows with the square of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +167,21 @@ def _inverted(known: Sequence[tuple[Vote, int, int]], limit: float) -> tuple[str
 
 
 def _tail(chances: Sequence[float], agreed: int) -> float:
-    """P(at most ``agreed`` successes) of independent trials, by Hoeffding's bound (relative entropy form): never too small."""
+    """P(at most ``agreed`` successes) of independent trials: exact up to `EXACT` of them, else Hoeffding's bound from above."""
     count, mean = len(chances), sum(chances) / len(chances)
-    share = agreed / count
-    if not 0 < mean < 1 or share >= mean:
+    if not 0 < mean < 1 or agreed >= count * mean:
         return 1.0
-    divergence = (1 - share) * math.log((1 - share) / (1 - mean))
-    if share > 0:
-        divergence += share * math.log(share / mean)
-    return math.exp(-count * divergence)
+    if count > EXACT:
+        share = agreed / count
+        divergence = (1 - share) * math.log((1 - share) / (1 - mean))
+        return math.exp(-count * (divergence + (share * math.log(share / mean) if share else 0)))
+    # probabilities[k]: k successes so far, for k up to `agreed`; more of them do not matter.
+    probabilities = [1.0] + [0.0] * agreed
+    for chance in chances:
+        for k in range(agreed, 0, -1):
+            probabilities[k] = probabilities[k] * (1 - chance) + probabilities[k - 1] * chance
+        probabilities[0] *= 1 - chance
+    return sum(probabilities)
 
 
 def _corrections(corrections: Sequence[Correction], rules: Rules, found: Findings) -> None:
