@@ -6,19 +6,24 @@ that a writer begins IMMEDIATE, DDL is transactional, and savepoints work.
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool, QueuePool
 
-from app.core.errors import ConfigurationError
+from app.core.errors import ConfigurationError, StorageUnavailable
 
 BUSY_TIMEOUT_S = 5.0
 _WAL_LIMIT_BYTES = 4 * 1024 * 1024
 _STATEMENT_CACHE = 256
+_MEMORY_BYTES = 256 * 1024 * 1024
+"""Up to this size a database is rewritten in memory."""
+_CHECKPOINT_PAUSE_S = 0.05
 
 
 def connect_sqlite(path: Path, *, write: bool) -> sqlite3.Connection:
@@ -56,6 +61,23 @@ def _prepare_writer(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT_BYTES}")
     # What a person erased must not stay readable in free pages.
     connection.execute("PRAGMA secure_delete=ON")
+
+
+def compact(connection: sqlite3.Connection) -> None:
+    """Writes the whole file anew and empties its log: ``secure_delete`` zeroes what is deleted, but leaves copies that pages
+    kept when they were rebalanced. Raises sqlite3.Error; StorageUnavailable where readers hold the log for too long."""
+    size = math.prod(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    if size > _MEMORY_BYTES:
+        connection.execute("PRAGMA temp_store=FILE")
+    try:
+        connection.execute("VACUUM")
+    finally:
+        connection.execute("PRAGMA temp_store=MEMORY")
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        if time.monotonic() > deadline:
+            raise StorageUnavailable("Readers hold the write-ahead log, so it could not be emptied. Try again.", retry_after=2)
+        time.sleep(_CHECKPOINT_PAUSE_S)
 
 
 def sqlite_engine(path: Path, *, write: bool, pool_size: int = 1) -> Engine:

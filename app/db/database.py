@@ -49,6 +49,15 @@ class Database(abc.ABC):
         """Inserts one row, batched with others; durable when this returns. Raises IntegrityError, and as `write`."""
 
     @abc.abstractmethod
+    async def compact(self) -> None:
+        """Rewrites the files so that nothing of what was deleted is left in them; writes wait meanwhile, reads do not.
+
+        SQLite: the whole file, and its log is emptied. PostgreSQL: VACUUM; its log, replicas and backups are its operator's.
+
+        Raises StorageUnavailable, StorageFull: not done; what was deleted stays deleted, and may be read from the raw files.
+        """
+
+    @abc.abstractmethod
     def unavailable(self) -> str | None:
         """Why writes are refused (after an I/O error: until restart), in words for an operator, or None."""
 

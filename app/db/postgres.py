@@ -73,6 +73,11 @@ class PostgresDatabase(Database):
         # One insert looks at nothing first, so it needs no more than READ COMMITTED.
         await self._run(_append, lambda connection: connection.execute(table.insert(), [values]))
 
+    async def compact(self) -> None:
+        if self._engine is None or self._threads is None:
+            raise closed()
+        await asyncio.get_running_loop().run_in_executor(self._threads, _translated, _vacuum, self._engine, _nothing)
+
     def unavailable(self) -> str | None:
         return "The database is not open." if self._engine is None else None
 
@@ -130,6 +135,15 @@ def _read(engine: Engine, fn: Callable[[Connection], T]) -> T:
 def _append(engine: Engine, fn: Callable[[Connection], T]) -> T:
     with engine.execution_options(isolation_level="READ COMMITTED").connect() as connection, connection.begin():
         return fn(connection)
+
+
+def _vacuum(engine: Engine, _fn: Callable[[Connection], None]) -> None:
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text("VACUUM"))
+
+
+def _nothing(_connection: Connection) -> None:
+    pass
 
 
 def _translated(how: Callable[[Engine, Callable[[Connection], T]], T], engine: Engine, fn: Callable[[Connection], T]) -> T:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Table
 from app.core.metrics import Metrics
 from app.core.records import FeedbackRecord
 from app.db import migrate
-from app.db.connect import create_private, sqlite_engine
+from app.db.connect import compact, create_private, sqlite_engine
 from app.db.database import Database, T, closed
 from app.db.failures import reraise
 from app.db.feedback import Feedback
@@ -77,6 +77,9 @@ class SqliteDatabase(Database):
 
     async def append(self, table: Table, row: Mapping[str, Any]) -> None:
         await self._open_writer().submit(table=table, row=row)
+
+    async def compact(self) -> None:
+        await self._open_writer().submit(alone=compact)
 
     def unavailable(self) -> str | None:
         return "The database is not open." if self._writer is None else self._writer.unavailable()

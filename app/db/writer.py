@@ -39,9 +39,16 @@ class _Append:
     row: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """Works on the raw connection, outside any transaction, while nothing else is written."""
+
+    work: Callable[[Any], None]
+
+
 @dataclass(slots=True, eq=False)
 class _Task:
-    work: Callable[[Connection], Any] | _Append
+    work: Callable[[Connection], Any] | _Append | _Alone
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     value: Any = None
@@ -80,15 +87,22 @@ class Writer:
         return self._poison
 
     def submit(
-        self, work: Callable[[Connection], Any] | None = None, *, table: Table | None = None, row: Any = None
+        self,
+        work: Callable[[Connection], Any] | None = None,
+        *,
+        table: Table | None = None,
+        row: Any = None,
+        alone: Callable[[Any], None] | None = None,
     ) -> asyncio.Future[Any]:
         """Queues a function, or a ``row`` for ``table``. The future resolves after the commit.
+
+        ``alone``: in their place, what works on the raw connection outside any transaction.
 
         Raises:
             StorageUnavailable: an earlier I/O error. ShuttingDown: it is closing. Overloaded: the queue is full.
         """
         loop = asyncio.get_running_loop()
-        item = _Append(table, row) if table is not None else work
+        item = _Append(table, row) if table is not None else _Alone(alone) if alone is not None else work
         assert item is not None, "a function or a table"  # noqa: S101 - a programmer's mistake
         task = _Task(item, loop, loop.create_future())
         with self._wake:
@@ -113,7 +127,9 @@ class Writer:
     def _run(self) -> None:
         while batch := self._take():
             live = [task for task in batch if not task.future.cancelled()]
-            if live:
+            if live and isinstance(live[0].work, _Alone):
+                self._run_alone(live[0], live[0].work.work)
+            elif live:
                 self._commit(live)
             _acknowledge(live)
             self._maybe_checkpoint(len(live))
@@ -123,7 +139,14 @@ class Writer:
         with self._wake:
             while not self._queue and not self._closing:
                 self._wake.wait()
-            return [self._queue.popleft() for _ in range(min(len(self._queue), _MAX_BATCH))]
+            batch: list[_Task] = []
+            while self._queue and len(batch) < _MAX_BATCH:
+                if isinstance(self._queue[0].work, _Alone) and batch:
+                    break
+                batch.append(self._queue.popleft())
+                if isinstance(batch[-1].work, _Alone):
+                    break
+            return batch
 
     def _commit(self, batch: list[_Task]) -> None:
         """One transaction around the batch; afterwards each task has its value or error, and holds only if the commit did."""
@@ -141,10 +164,24 @@ class Writer:
                 self._metrics.db_commit_seconds.observe(time.monotonic() - started)
                 self._metrics.db_batch_rows.observe(len(batch))
 
-    def _transaction(self, batch: list[_Task]) -> None:
+    def _run_alone(self, task: _Task, work: Callable[[Any], None]) -> None:
+        try:
+            if self._poison is not None:
+                raise StorageUnavailable(self._poison)
+            raw = self._connected().connection.dbapi_connection
+            work(raw)
+        except StorageUnavailable as error:
+            task.error = error
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller must hear of it and the thread must live
+            self._fail([task], failure_of(error) or _unknown(error))
+
+    def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = self._engine.connect()
-        connection = self._connection
+        return self._connection
+
+    def _transaction(self, batch: list[_Task]) -> None:
+        connection = self._connected()
         if _append_at_once(connection, batch):
             return
         # Not as a context manager: an error of its rollback would hide the first. A failed batch drops the connection instead.
@@ -238,7 +275,7 @@ def _in_savepoint(connection: Connection, task: _Task) -> None:
     try:
         if isinstance(work, _Append):
             connection.execute(work.table.insert(), [dict(work.row)])
-        else:
+        elif not isinstance(work, _Alone):  # those never come here
             task.value = work(connection)
     except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it
         _check(connection, error)

@@ -96,14 +96,6 @@ class Administration:
         await desk.record("user.update", actor=principal.user_id, target=user_id, address=address, role=role, disabled=disabled)
         return after
 
-    async def delete_user(self, principal: Principal, user_id: str, *, address: str = "") -> None:
-        """Deletes a user with everything that is theirs. Raises NotFound; Conflict for the last enabled admin."""
-        desk = self._desk
-        if not await desk.users.delete(user_id):
-            raise NotFound("There is no such user.")
-        desk.authenticator.forget(user_id=user_id)
-        await desk.record("user.delete", actor=principal.user_id, target=user_id, address=address)
-
     async def _invite(self, role: Role, *, hours: int | None, created_by: str | None, address: str) -> NewInvite:
         desk = self._desk
         made = new_invite(role, hours=hours or desk.settings.invite_hours, created_by=created_by, now=desk.now())

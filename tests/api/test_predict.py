@@ -25,7 +25,7 @@ def test_a_prompt_gets_a_whole_answer(service: Service, user: Account) -> None:
     assert answer.headers["cache-control"] == "no-store"
     assert set(body) == {
         "id", "model", "version", "text", "finish_reason", "usage", "cached", "feedback_token", "conversation_id",
-        "fallback",
+        "fallback", "examples",
     }  # fmt: skip
     assert body["fallback"] is None
     assert body["text"] == "good morning"

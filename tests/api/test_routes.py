@@ -71,6 +71,11 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/training/snapshots"): ADMINS,
     ("POST", "/training/snapshots/preview"): ADMINS,
     ("GET", "/training/snapshots/{snapshot_id}"): ADMINS,
+    ("GET", "/training/lineage/predictions/{prediction_id}"): ADMINS,
+    ("GET", "/training/lineage/versions/{version}"): ADMINS,
+    ("GET", "/training/lineage/users/{user_id}"): ADMINS,
+    ("GET", "/auth/me/lineage"): READ,
+    ("POST", "/training/erasures"): ADMIN_PERSON,
     ("GET", "/usage"): READ,
     ("GET", "/conversations"): READ,
     ("GET", "/conversations/{conversation_id}"): READ,
@@ -144,6 +149,8 @@ def ask(client: httpx.Client, method: str, path: str, **more: Any) -> httpx.Resp
         "feedback_id",
         "run_id",
         "snapshot_id",
+        "prediction_id",
+        "version",
     ):
         path = path.replace(f"{{{name}}}", ABSENT)
     headers = {"X-Forwarded-For": "10.0.0.1", "Content-Type": "application/json", **more.pop("headers", {})}

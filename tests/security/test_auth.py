@@ -143,7 +143,7 @@ async def test_changes_are_felt_at_once_here_and_soon_elsewhere(world: World, ch
     elif change == "disable":
         await world.accounts.update_user(root, user.id, disabled=True)
     elif change == "delete":
-        await world.accounts.delete_user(root, user.id)
+        await world.erasure.erase(user.id, actor=root)
     else:
         await world.accounts.change_password(second, PASSWORD, "six other words for today", address="a")
     assert await refused(world, authorization=f"Bearer {token}")

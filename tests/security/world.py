@@ -33,6 +33,8 @@ from app.security.edge import CrossSiteGuard, RequestBounds, SecurityHeaders, Tr
 from app.security.passwords import Argon2idHasher, Hasher, Passwords
 from app.security.rate_limit import RateLimiter
 from app.security.tokens import SessionTokens
+from app.training.erasure import erasure
+from app.training.erasure_stores import Live
 
 SECRET = "a-secret-key-for-tests-that-is-long-enough"
 PASSWORD = "four quiet words help"
@@ -98,6 +100,9 @@ class NoAnswers:
     async def forget_answers(self, user_id: str) -> None:
         self.forgotten.append(user_id)
 
+    async def forget_all_answers(self) -> None:
+        self.forgotten.append("all")
+
 
 class World:
     """All parts, joined as ``app.main`` joins them."""
@@ -131,6 +136,9 @@ class World:
             )
         )
         self.models = NoAnswers()
+        nothing: Any = None  # nobody here has trained anything
+        live = Live(nothing, nothing, self.models, lambda user_id: self.authenticator.forget(user_id=user_id))
+        self.erasure = erasure(self.settings, database, live)
         self.app = self._app()
 
     def another_authenticator(self) -> Authenticator:

@@ -262,9 +262,11 @@ async def update_user(
 
 @router.delete("/users/{user_id}", status_code=204, summary="Delete a user (admin)")
 async def delete_user(user_id: Id, principal: AdminPerson, services: ServicesDep, address: ClientAddress) -> Response:
-    """Deletes the account with its sessions, keys, conversations, predictions and feedback. There is no way back."""
-    await services.accounts.delete_user(principal, user_id, address=address)
-    await services.models.forget_answers(user_id)
+    """Deletes the account with its sessions, keys, conversations, predictions and feedback. There is no way back.
+
+    Versions that were trained on this person's data go too; `POST /training/erasures` does the same and says what it did.
+    """
+    await services.erasure.erase(user_id, actor=principal, address=address)
     return Response(status_code=204)
 
 
