@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from app.training.worker.batch import Batch
 
-_BLOCK: Final = 256
+_BLOCK: Final = 128
 """Queries computed at once: a block sees no keys after its own end."""
 
 

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import torch
 
-_ROWS: Final = 128
-"""Labels computed at once: 128 x 49,152 logits in float32 are 25 MB."""
+_ROWS: Final = {"cpu": 128}
+"""Labels computed at once, by device: 128 x 49,152 logits in float32 are 25 MB."""
+_MANY_ROWS: Final = 2048
 
 
 def label_logprobs(hidden: Any, labels: Any, weight: Any, *, slope: bool) -> tuple[Any, Any]:
@@ -22,26 +23,28 @@ def label_logprobs(hidden: Any, labels: Any, weight: Any, *, slope: bool) -> tup
     """
     logprobs = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
     slopes = torch.empty_like(hidden) if slope else None
-    for begin in range(0, len(labels), _ROWS):
-        rows, wanted = hidden[begin : begin + _ROWS], labels[begin : begin + _ROWS]
+    step = _ROWS.get(hidden.device.type, _MANY_ROWS)
+    for begin in range(0, len(labels), step):
+        rows, wanted = hidden[begin : begin + step], labels[begin : begin + step]
         logits = _logits(rows, weight)
-        logprobs[begin : begin + _ROWS] = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
+        logprobs[begin : begin + step] = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
         if slopes is None:
-            logprobs[begin : begin + _ROWS] -= torch.logsumexp(logits, 1)
+            logprobs[begin : begin + step] -= torch.logsumexp(logits, 1)
             continue
         top = logits.amax(1, keepdim=True)
         shares = logits.sub_(top).exp_()
         sums = shares.sum(1, keepdim=True)
-        logprobs[begin : begin + _ROWS] -= (top + sums.log()).squeeze(1)
+        logprobs[begin : begin + step] -= (top + sums.log()).squeeze(1)
         mean = torch.mm(shares.to(weight.dtype), weight)
-        torch.sub(weight[wanted], mean.div_(sums), out=slopes[begin : begin + _ROWS])
+        torch.sub(weight[wanted], mean.div_(sums), out=slopes[begin : begin + step])
     return logprobs, slopes
 
 
 def add_head_grads(grad: Any, hidden: Any, labels: Any, weight: Any, total: Any) -> None:
     """Adds to ``total`` [V, D] the gradient of the head's weights, given that of the log-probabilities, ``grad`` [L]."""
-    for begin in range(0, len(labels), _ROWS):
-        rows, wanted, given = (each[begin : begin + _ROWS] for each in (hidden, labels, grad))
+    step = _ROWS.get(hidden.device.type, _MANY_ROWS)
+    for begin in range(0, len(labels), step):
+        rows, wanted, given = (each[begin : begin + step] for each in (hidden, labels, grad))
         shares = torch.softmax(_logits(rows, weight), 1)
         shares.mul_(-given.unsqueeze(1))
         shares[torch.arange(len(wanted), device=shares.device), wanted] += given

@@ -147,10 +147,16 @@ class Llama:
             linear, mask = layer.linear[group], kept.masks.get(group)
             return linear.backward(grad, value, low, grads[group], mask=mask, to_input=to_input)
 
-        d_act = back("down", self._widened(dx, layer, "down"), self._act(kept.gate_up), kept.down_low)
-        d_gate_up = self._act_back(d_act, kept.gate_up)
+        inner_width = self.shape.inner
+        gate, up = kept.gate_up[:, :inner_width], kept.gate_up[:, inner_width : 2 * inner_width]
+        lit = functional.silu(gate)
+        d_act = back("down", self._widened(dx, layer, "down"), lit * up, kept.down_low)
+        d_gate_up = torch.empty_like(kept.gate_up)
+        torch.mul(d_act, lit, out=d_gate_up[:, inner_width : 2 * inner_width])
+        torch.ops.aten.silu_backward.grad_input(d_act.mul_(up), gate, grad_input=d_gate_up[:, :inner_width])
+        del lit, d_act
         inner = self._norm(kept.middle, layer.norms["post_attention_layernorm"])
-        d_inner = back("gate_up", d_gate_up, inner, kept.gate_up[:, 2 * self.shape.inner :])
+        d_inner = back("gate_up", d_gate_up, inner, kept.gate_up[:, 2 * inner_width :])
         weight = layer.norms["post_attention_layernorm"]
         self._norm_back(d_inner, kept.middle, weight, dx, norms.get("post_attention_layernorm"))
         d_heads = back("o", self._widened(dx, layer, "o"), kept.heads, kept.o_low)
@@ -219,15 +225,6 @@ class Llama:
     def _act(self, gate_up: Any) -> Any:
         inner = self.shape.inner
         return functional.silu(gate_up[:, :inner]).mul_(gate_up[:, inner : 2 * inner])
-
-    def _act_back(self, grad: Any, gate_up: Any) -> Any:
-        """The gradient of ``gate_up``, with the low-rank columns left open."""
-        inner = self.shape.inner
-        gate, up = gate_up[:, :inner], gate_up[:, inner : 2 * inner]
-        both = torch.empty_like(gate_up)
-        torch.mul(grad, functional.silu(gate), out=both[:, inner : 2 * inner])
-        torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=both[:, :inner])
-        return both
 
     def _turn(self, positions: Any) -> tuple[Any, Any]:
         angles = positions.unsqueeze(1).float() * self._inverse

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import torch
 from transformers import AutoConfig
 
 from app.providers.workers.hf_load import choose_device, choose_dtype
@@ -31,6 +32,8 @@ def open_policy(folder: Path, *, config: TrainConfig, device: Device = "auto", t
     """
     place = choose_device(device)
     number = choose_dtype(config.dtype, place)
+    if number == torch.float16:
+        number = torch.float32  # its gradients would need a scaled loss
     settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if settings.is_encoder_decoder:
         raise LoadRefused(f"Models of the type {settings.model_type} cannot be trained here.")
