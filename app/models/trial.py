@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from app.core.errors import EngineUnavailable, Overloaded, ShuttingDown, UpstreamTimeout
 from app.core.settings import Model
@@ -21,7 +21,7 @@ from app.models.deployment import Deployment
 from app.models.fitting import as_asked, fit, shown
 from app.models.pool import Pool
 from app.models.scheduler import Ticket
-from app.providers.base import Capabilities
+from app.providers.base import Capabilities, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +53,17 @@ class Trial:
         async with self._trials.slot(self._deployment):
             return await self._fold(shown(fitted))
 
-    async def score(self, request: GenerationRequest, completion: str) -> Any:
+    async def score(self, request: GenerationRequest, completion: str) -> Scores:
         """`LoadedModel.score` of ``completion`` under the prompt that a user's answer would have. Raises as `answer`."""
-        asked = shown(as_asked(request, self._deployment.loaded, self._trials.settings))
-        loaded: Any = self._deployment.loaded
         async with self._trials.slot(self._deployment):
-            return await loaded.score(asked, completion)
+            return await self._deployment.loaded.score(self._asked(request), completion)
 
     async def prompt(self, request: GenerationRequest) -> str:
         """`LoadedModel.prompt`: the templated prompt. Raises as it does."""
-        loaded: Any = self._deployment.loaded
-        text: str = await loaded.prompt(shown(as_asked(request, self._deployment.loaded, self._trials.settings)))
-        return text
+        return await self._deployment.loaded.prompt(self._asked(request))
+
+    def _asked(self, request: GenerationRequest) -> GenerationRequest:
+        return shown(as_asked(request, self._deployment.loaded, self._trials.settings))
 
     async def _fold(self, request: GenerationRequest) -> Answer:
         folder = Folder()

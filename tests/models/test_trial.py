@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from app.core.errors import EngineUnavailable, ModelLoadFailed, ShuttingDown, UnknownModel
-from app.core.types import EngineState, Message
+from app.core.errors import EngineUnavailable, InvalidRequest, ModelLoadFailed, ShuttingDown, UnknownModel
+from app.core.types import EngineState, GenerationRequest, Message
+from app.providers.base import Scores
 from tests.models.conftest import MakeHouse
 from tests.models.doubles import ScriptedProvider, ask, spec, until, user
 
@@ -151,6 +152,23 @@ async def test_no_trial_begins_once_the_service_stops(make_house: MakeHouse) -> 
         await house.manager.drain(0)
         with pytest.raises(ShuttingDown):
             await trial.answer(ask())
+
+
+async def test_scores_and_prompts_pass_through(make_house: MakeHouse) -> None:
+    house = await make_house(system_prompt="Be brief.")
+    async with house.manager.trial(spec("b")) as trial:
+        model = house.scripted.last("b")
+        with pytest.raises(InvalidRequest):
+            await trial.score(ask("one"), "two")
+
+        async def score(request: GenerationRequest, completion: str) -> Scores:
+            assert request.messages[0] == Message("system", "Be brief.")
+            assert house.manager.status().running == 1, "it takes a slot"
+            return Scores(-1.0, (-0.25, -0.75))
+
+        model.score = score  # type: ignore[method-assign]
+        assert (await trial.score(ask("one"), "two")).logprob == -1.0
+        assert house.manager.status().running == 0
 
 
 async def test_promote_spec_moves_only_to_the_version_it_names(make_house: MakeHouse) -> None:
