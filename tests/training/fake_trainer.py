@@ -37,7 +37,8 @@ def main(options: dict[str, Any], folder: Path) -> int:
     with (folder / "lives").open("a") as lives:
         lives.write(f"{os.getpid()}\n")
     if "say" in options:
-        print(options["say"], flush=True)
+        for _ in range(options.get("say_times", 1)):
+            print(options["say"], flush=True)
     if "exit" in options:
         return int(options["exit"])
     job = json.loads((folder / "job.json").read_text())
