@@ -45,7 +45,7 @@ def test_ratings_at_a_human_pace_are_no_burst() -> None:
 
 
 def test_twenty_percent_hostile_voters_are_found() -> None:
-    """Of 40 voters 8 vote the opposite of what they think, 40 votes each, 15 % by mistake: most are found, honest ones hardly ever."""
+    """Of 40 voters 8 vote the opposite of what they think, 40 votes each: most are found, honest ones hardly ever."""
     caught = wrong = hostile = honest = 0
     for seed in range(10):
         votes, bad = crowd(random.Random(seed), honest=32, hostile=8, votes=40, prompts=40)

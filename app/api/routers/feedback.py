@@ -168,7 +168,7 @@ async def export_feedback(
 
 async def _lines(services: Services, format: Format) -> AsyncIterator[bytes]:
     async for triple in services.feedback.export():
-        for row in rows([triple], format):
+        for row in rows([triple], format, services.settings.training.review):
             yield json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
