@@ -213,7 +213,7 @@ async def build(
     jobs = Jobs(tools, runs=runs, audit=audit, runs_per_day=settings.training.runs_per_day)
     stack.push_async_callback(jobs.aclose)
     await jobs.start()
-    serving = Serving(models, Canaries(database))
+    serving = Serving(models, promotion)
     removal = erasure(settings, database, Live(jobs, serving, models, lambda user_id: authenticator.forget(user_id=user_id)))
     stack.push_async_callback(removal.aclose)
     await removal.start()

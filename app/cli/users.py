@@ -6,7 +6,9 @@ Every change is written to the audit log, without an actor and with ``via: comma
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -18,8 +20,9 @@ from app.core.types import Role  # not lazily: Typer reads the annotations
 if TYPE_CHECKING:
     from app.core.records import UserRecord
     from app.db.database import Database
+    from app.training.erasure_stores import ErasureReport
 
-app = typer.Typer(help="Accounts: list, invite, disable, delete.", no_args_is_help=True)
+app = typer.Typer(help="Accounts: list, invite, disable, erase.", no_args_is_help=True)
 
 _PAGE = 500
 
@@ -141,19 +144,47 @@ def delete(
     name: str = typer.Argument(help="The user."),
     yes: bool = typer.Option(False, "--yes", help="Do not ask."),
 ) -> None:
-    """Delete an account with all its sessions, keys, conversations, predictions and feedback."""
+    """Delete an account with all its sessions, keys, conversations, predictions and feedback; the same as `erase`."""
+    erase(name, yes=yes, delete_backups=False, as_json=False)
 
-    async def work() -> None:
-        from app.db.users import Users
 
-        async with opened(load_config().settings) as database:
-            user = await user_named(database, name)
-            confirm(f"Delete {visible(user.username)} and everything that belongs to them, for good?", yes=yes)
-            await Users(database).delete(user.id)
-            await audit(database, "user.delete", user.id)
+@app.command()
+def erase(
+    name: str = typer.Argument(help="The user, or the id of one whose erasure was cut off."),
+    yes: bool = typer.Option(False, "--yes", help="Do not ask."),
+    delete_backups: bool = typer.Option(False, "--delete-backups", help="Also delete our backups of the database."),
+    as_json: bool = typer.Option(False, "--json", help="The report as JSON."),
+) -> None:
+    """Erase a person: the account, all that is its own, and every adapter that was trained on it. A running service, or the
+    next one to start, takes the last steps by itself."""
+    from app.core.errors import NotFound
+    from app.training.erasure import erasure
 
-    run(work())
+    settings = load_config().settings
+
+    async def work() -> ErasureReport:
+        async with opened(settings) as database:
+            try:
+                user = await user_named(database, name)
+                user_id, shown = user.id, user.username
+            except NotFound:
+                if not (settings.data_dir / "erasures" / f"{Path(name).name}.json").exists():
+                    raise
+                user_id = shown = name
+            confirm(f"Erase {visible(shown)} and everything that belongs to them, for good?", yes=yes)
+            return await erasure(settings, database, None).erase(user_id, actor=None, delete_backups=delete_backups)
+
+    report = run(work())
+    if as_json:
+        emit_json(asdict(report))
+        return
     say(f"{visible(name)} is deleted.")
+    counts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in report.counts.items())
+    say(f"Gone: {counts}; {len(report.snapshots)} snapshots, {len(report.runs)} runs and their adapters.")
+    if report.backups:
+        say(f"These backups still hold the person; delete them when you can: {', '.join(map(visible, report.backups))}")
+    if report.retrain is not None:
+        say("What others taught those versions can be learned again: `aprendiz train run --promote if_passed`.")
 
 
 async def every_user(database: Database) -> list[UserRecord]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from app.core.errors import AprendizError, EngineUnavailable
+from app.core.errors import AprendizError, Conflict, EngineUnavailable
 from app.core.records import AliasRecord, CanaryRecord
 from app.core.types import ModelSpec, Principal
-from app.models.routing import Canary
 from app.models.status import ManagerStatus
 from app.training.lineage import CANARY
 
@@ -27,7 +26,6 @@ class Models(Protocol):
 
     def status(self) -> ManagerStatus: ...
     def current(self, alias: str = ...) -> tuple[ModelSpec, str | None]: ...
-    def set_canary(self, canary: Canary | None) -> None: ...
     async def rollback(
         self, *, actor: Principal | None, note: Mapping[str, Any] = ..., anywhere: bool = ...
     ) -> AliasRecord: ...
@@ -35,11 +33,16 @@ class Models(Protocol):
     async def reload(self, *, actor: Principal | None) -> AliasRecord: ...
 
 
+class Promotion(Protocol):
+    """What is used of `app.training.promotion.Promotion`."""
+
+    async def stop_canary(self, *, actor: Principal | None) -> CanaryRecord: ...
+
+
 class CanaryStore(Protocol):
     """What is used of `app.db.runs.Canaries`."""
 
     async def running(self, alias: str) -> CanaryRecord | None: ...
-    async def update(self, canary_id: str, **changes: Any) -> None: ...
 
 
 class AliasStore(Protocol):
@@ -51,9 +54,9 @@ class AliasStore(Protocol):
 class Serving:
     """The models of this process."""
 
-    def __init__(self, models: Models, canaries: CanaryStore) -> None:
+    def __init__(self, models: Models, promotion: Promotion) -> None:
         self._models = models
-        self._canaries = canaries
+        self._promotion = promotion
 
     async def uses(self) -> Mapping[str, tuple[str, ...]]:
         """By version: the aliases that mean it, and ``canary`` where it is on trial."""
@@ -71,7 +74,7 @@ class Serving:
 
         Raises as `ModelManager.switch`, and EngineUnavailable where an engine does not let go in time.
         """
-        await self._end_canary(adapters)
+        await self._end_canary(adapters, actor)
         moved: dict[str, str] = {}
         held = self._held(adapters)
         for alias in [each.name for each in self._models.status().aliases]:
@@ -90,14 +93,11 @@ class Serving:
     def _held(self, adapters: Collection[str]) -> bool:
         return any(engine.adapter in adapters for engine in self._models.status().engines)
 
-    async def _end_canary(self, adapters: Collection[str]) -> None:
+    async def _end_canary(self, adapters: Collection[str], actor: Principal | None) -> None:
         status = self._models.status().canary
-        if status is None or status.canary.spec.adapter not in adapters:
-            return
-        self._models.set_canary(None)
-        record = await self._canaries.running(status.canary.alias)
-        if record is not None:
-            await self._canaries.update(record.id, state="stopped", ended_at=datetime.now(UTC), reason=_WHY)
+        if status is not None and status.canary.spec.adapter in adapters:
+            with contextlib.suppress(Conflict):  # it has ended by itself just now
+                await self._promotion.stop_canary(actor=actor)
 
     async def _move(
         self, alias: str, spec: ModelSpec, adapters: Collection[str], actor: Principal | None
