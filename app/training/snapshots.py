@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -39,6 +40,7 @@ __all__ = ["Floors", "SnapshotBuilder", "SnapshotConfig", "choose_method", "snap
 RULES_VERSION: Final = 1
 """Goes up when the same feedback and configuration would give another dataset."""
 _STALE_S = 3600
+"""No snapshot takes so long; folders of a process that may still be at work are left alone."""
 
 
 class Floors(BaseModel):
@@ -183,7 +185,8 @@ class SnapshotBuilder:
     async def _assembly(self, config: SnapshotConfig) -> AsyncIterator[Assembly]:
         folder = self._settings.data_dir / "snapshots" / f".{uuid7()}.tmp"
         try:
-            await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
+            await asyncio.to_thread(_tidy, folder.parent)
+            await asyncio.to_thread(folder.mkdir, mode=0o700)
             with Assembly(folder, config.plan()) as assembly:
                 yield assembly
         except OSError as error:
@@ -210,6 +213,14 @@ def verify(snapshot: SnapshotRecord, folder: Path) -> Mapping[str, Any]:
         named = ", ".join(damaged) or "manifest.json"
         raise Conflict(f"Snapshot {snapshot.id} is damaged ({named}) and was not used. Make a new snapshot.")
     return manifest
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what a process that was killed left behind: it holds people's words. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in folder.glob(".*.tmp"):
+        if time.time() - left.stat().st_mtime > _STALE_S:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _take(assembly: Assembly, page: list[Triple], review: Review, intake: Counter[str]) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.core.errors import Conflict, TooLittleFeedback
+from app.core.errors import Conflict, StorageFull, TooLittleFeedback
 from app.core.records import SnapshotRecord, UserRecord
 from app.core.settings import Settings
 from app.db.database import Database
 from app.db.feedback import Feedback
 from app.db.snapshots import Snapshots
-from app.training.snapshots import SnapshotBuilder, SnapshotConfig, choose_method, snapshot_folder, verify
+from app.training.snapshots import Floors, SnapshotBuilder, SnapshotConfig, choose_method, snapshot_folder, verify
 from tests.db import make
 from tests.db.make import NOW
 
@@ -61,10 +62,7 @@ async def test_corrections_and_ratings_become_a_snapshot(
     snapshot = await builder.build(SnapshotConfig(), actor=None)
     report = snapshot.report
     assert choose_method(report) == "sft"
-    assert (
-        report["rows"]["sft"] == {"train": 38, "heldout": 10, "quarantined": 0, "folded": 0}
-        or report["rows"]["sft"]["heldout"] >= 10
-    )
+    assert report["rows"]["sft"]["heldout"] >= 10
     assert report["methods"]["kto"]["ready"]
     train, heldout = lines(settings, snapshot, "train"), lines(settings, snapshot, "heldout")
     assert not {row["group"] for row in train} & {row["group"] for row in heldout}
@@ -110,3 +108,140 @@ async def test_a_damaged_snapshot_is_refused(sqlite: Database, settings: Setting
     (folder / "train.jsonl").write_bytes(data)
     with pytest.raises(Conflict, match="damaged"):
         verify(snapshot, folder)
+
+
+FEW = SnapshotConfig(floors=Floors(sft=1, dpo=1, kto=2, kto_each=1, groups=1))
+
+
+async def test_only_what_review_allows_trains_and_in_the_reviewers_words(
+    sqlite: Database, settings: Settings, builder: SnapshotBuilder
+) -> None:
+    user, repository = await make.stored_user(sqlite), Feedback(sqlite)
+    for number in range(8):
+        await corrected(sqlite, user, f"question {number}")
+    said = await make.stored_prediction(sqlite, user.id, input={"messages": [{"role": "user", "content": "secret question"}]})
+    token = (
+        await repository.store(
+            make.feedback(said.id, f"token:{said.id}", user_id=None, rating="up", correction="a stranger's words")
+        )
+    )[0]
+    rejected = await corrected(sqlite, user, "another question", "nonsense")
+    await repository.review(rejected, "rejected", reviewer=None, now=NOW)
+    snapshot = await builder.build(FEW, actor=None)
+    assert snapshot.report["feedback"] == {"read": 10, "rejected": 1, "waiting": 1, "without_rows": 0}
+    text = _all_text(settings, snapshot)
+    assert "stranger" not in text
+    assert "nonsense" not in text
+    assert [row.kind for row in await Snapshots(sqlite).rows(snapshot.id) if row.feedback_id == token.id] == ["kto"]
+    await repository.review(token.id, "approved", edited="the reviewer's words", reviewer=user.id, now=NOW)
+    text = _all_text(settings, await builder.build(FEW, actor=None))
+    assert "the reviewer's words" in text
+    assert "stranger" not in text
+
+
+def _all_text(settings: Settings, snapshot: SnapshotRecord) -> str:
+    return "".join(path.read_text() for path in snapshot_folder(settings, snapshot.id).glob("*.jsonl"))
+
+
+async def test_secrets_are_set_aside_until_an_admin_approves(
+    sqlite: Database, settings: Settings, builder: SnapshotBuilder
+) -> None:
+    user, repository = await make.stored_user(sqlite), Feedback(sqlite)
+    for number in range(8):
+        await corrected(sqlite, user, f"question {number}")
+    key = "ghp_" + "a1B2" * 9
+    bad = await corrected(sqlite, user, "which token?", f"use {key} or write to me@example.org")
+    snapshot = await builder.build(FEW, actor=None)
+    assert key not in _all_text(settings, snapshot)
+    assert key not in json.dumps(snapshot.report)
+    assert snapshot.report["quarantine"]["secret"]["examples"] == [
+        {"position": 8, "feedback_id": bad, "reason": "looks like a secret (api_key)"}
+    ]
+    assert snapshot.report["scan"]["email"] == {"rows": 1, "found": 1, "positions": [8]}
+    row = next(row for row in await Snapshots(sqlite).rows(snapshot.id) if row.feedback_id == bad)
+    assert (row.split, row.reason) == ("quarantined", "secret: looks like a secret (api_key)")
+    first = (await repository.queue())[0]
+    assert (first[0].id, first[3]) == (bad, row.reason)
+    await repository.review(bad, "approved", reviewer=user.id, now=NOW)
+    assert key in _all_text(settings, await builder.build(FEW, actor=None))
+
+
+async def test_a_prompt_that_was_held_out_is_never_trained_on(
+    sqlite: Database, settings: Settings, builder: SnapshotBuilder
+) -> None:
+    user = await make.stored_user(sqlite)
+    held: set[str] = set()
+    for step in range(6):
+        for number in range(6):
+            await corrected(sqlite, user, f"question {step} {number}")
+        snapshot = await builder.build(
+            FEW.model_copy(update={"seed": step % 2, "holdout": 0.3 if step % 2 else 0.2}), actor=None
+        )
+        rows = await Snapshots(sqlite).rows(snapshot.id)
+        trained = {row.group for row in rows if row.split == "train"}
+        assert not held & trained
+        held |= {row.group for row in rows if row.split == "heldout"}
+    other = await make.stored_user(sqlite)
+    prompt = next(row["prompt"][0]["content"] for row in lines(settings, snapshot, "heldout"))
+    await corrected(sqlite, other, prompt.upper() + "?", "said by another person later")
+    assert "another person" in str(lines(settings, await builder.build(FEW, actor=None), "heldout"))
+
+
+async def test_the_same_said_twice_counts_once(sqlite: Database, settings: Settings, builder: SnapshotBuilder) -> None:
+    one, two = await make.stored_user(sqlite), await make.stored_user(sqlite)
+    for user in (one, one, one, two):
+        await corrected(sqlite, user, "the same", "the answer")
+    for number in range(8):
+        await corrected(sqlite, one, f"question {number}")
+    snapshot = await builder.build(FEW, actor=None)
+    assert snapshot.report["rows"]["sft"]["folded"] == 2
+    folded = [row for row in await Snapshots(sqlite).rows(snapshot.id) if row.split == "folded"]
+    assert {(row.rater, row.reason) for row in folded} == {(one.id, "duplicate: the same person said exactly this before")}
+
+
+async def test_preferences_and_their_pairs(sqlite: Database, settings: Settings, builder: SnapshotBuilder) -> None:
+    user = await make.stored_user(sqlite)
+    for number in range(40):
+        asked = {"messages": [{"role": "user", "content": f"question {number}"}]}
+        worse = await make.stored_prediction(sqlite, user.id, input=asked, output="worse")
+        better = await make.stored_prediction(sqlite, user.id, input=asked, output="better")
+        await Feedback(sqlite).store(make.feedback(better.id, user.id, rating=None, preferred_over=worse.id))
+    snapshot = await builder.build(SnapshotConfig(), actor=None)
+    assert choose_method(snapshot.report) == "dpo"
+    row = lines(settings, snapshot, "train")[0]
+    assert (row["kind"], row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("dpo", "better", "worse")
+
+
+async def test_a_preview_stores_nothing(sqlite: Database, settings: Settings, builder: SnapshotBuilder) -> None:
+    user = await make.stored_user(sqlite)
+    for number in range(30):
+        await corrected(sqlite, user, f"question {number}")
+    report = await builder.preview(SnapshotConfig())
+    assert report["methods"]["sft"]["ready"]
+    assert await Snapshots(sqlite).list() == []
+    assert not list(settings.data_dir.glob("snapshots/*"))
+    assert (await builder.build(SnapshotConfig(), actor=None)).report == report
+
+
+async def test_a_store_that_fails_leaves_no_files(sqlite: Database, settings: Settings) -> None:
+    class Full(Snapshots):
+        async def add(self, snapshot: SnapshotRecord, rows: Any) -> None:
+            raise StorageFull("full")
+
+    user = await make.stored_user(sqlite)
+    for number in range(30):
+        await corrected(sqlite, user, f"question {number}")
+    builder = SnapshotBuilder(feedback=Feedback(sqlite), snapshots=Full(sqlite), settings=settings)
+    with pytest.raises(StorageFull):
+        await builder.build(SnapshotConfig(), actor=None)
+    assert not list(settings.data_dir.glob("snapshots/*"))
+
+
+async def test_what_a_crash_left_is_tidied_away(sqlite: Database, settings: Settings, builder: SnapshotBuilder) -> None:
+    old, young = settings.data_dir / "snapshots" / ".old.tmp", settings.data_dir / "snapshots" / ".young.tmp"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "spool").write_text("somebody's words")
+    os.utime(old, (0, 0))
+    await builder.preview(SnapshotConfig())
+    assert (old.exists(), young.exists()) == (False, True)
