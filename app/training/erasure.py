@@ -127,7 +127,8 @@ class Erasure:
                 await self._lock_out(user)
             if order is None:
                 order = _Order(user_id, None if actor is None else actor.user_id, delete_backups, address)
-            return await self._go(replace(order, delete_backups=order.delete_backups or delete_backups), actor)
+            order = await self._save(replace(order, delete_backups=order.delete_backups or delete_backups))
+            return await self._go(order, actor)
 
     async def _lock_out(self, user: UserRecord) -> None:
         now = datetime.now(UTC)
