@@ -240,6 +240,19 @@ def test_full_tuning_saves_a_model_and_knows_when_its_reference_is_gone(policy: 
     assert torch.allclose(tiny.plain_logprobs(model, rows), ours.logprobs(batch), atol=2e-5)
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_fused_optimizers_changes_are_seen(tuning: str, policy: Open) -> None:
+    """Such a kernel does not count up a tensor's version."""
+    ours = policy(tuning=tuning, dtype="bfloat16")
+    batch, loss = pack(tiny.examples()), losses.sft(10.0)
+    before = ours.accumulate([batch], loss)[0].loss
+    torch.optim.AdamW(ours.parameters(), lr=0.01, fused=True).step()
+    if tuning == "full":
+        with pytest.raises(ValueError, match="reference"):
+            ours.logprobs(batch, reference=True)
+    assert ours.accumulate([batch], loss)[0].loss < before - 1e-3
+
+
 def test_reference_log_probabilities_come_with_the_examples_in_their_order(policy: Open) -> None:
     ours = policy(threads=2)
     ours.batch_tokens = 40

@@ -49,11 +49,10 @@ class LlamaPolicy(Policy):
                 self._copy = flat if dtype == torch.float32 else flat.to(dtype)
                 self._weights = self._layout.weights(self._copy)
         self._flat = torch.nn.Parameter(flat)
-        self._first = self._seen = -1
         self._model = Llama(shape, self._weights, *frequencies(settings))
         self._buffers: list[Grads] = []
-        self._refresh()
-        self._first = self._seen
+        self._first = self._flat._version
+        self._stepped = False
 
     def parameters(self) -> list[Any]:
         return [self._flat]
@@ -72,6 +71,7 @@ class LlamaPolicy(Policy):
 
     def accumulate(self, batches: Sequence[Batch], loss: Loss, *, seed: int = 0) -> list[Result]:
         self._refresh()
+        self._stepped = True
         while len(self._buffers) < self.parts:
             self._buffers.append(self.grads())
         shares = assign([len(batch.tokens) for batch in batches], self.parts)
@@ -147,19 +147,17 @@ class LlamaPolicy(Policy):
         self._workers.close()
 
     def _check_reference(self) -> None:
-        if self._copy is not None and self._flat._version != self._first:
+        # A fused optimizer changes weights without counting up their version: any gradient given may have been used.
+        if self._copy is not None and (self._stepped or self._flat._version != self._first):
             raise ValueError("the reference is gone: in full tuning, ask before the first step")
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _refresh(self) -> None:
-        """Brings what the computation reads up to date after the trained weights were changed in place."""
-        if self._seen == self._flat._version:
-            return
+        """Brings what the computation reads up to date with the trained weights, whoever changed them."""
         if isinstance(self._layout, LoraLayout):
             self._layout.refresh(self._flat.detach(), self._weights, self._scale)
         elif self._copy.dtype != torch.float32:
             self._copy.copy_(self._flat)
-        self._seen = self._flat._version
 
 
 def _read_all(layout: FullLayout, folder: Path, device: Any) -> Any:
