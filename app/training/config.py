@@ -31,6 +31,9 @@ class TrainConfig(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="DPO: share of preferences taken to be flipped (robust DPO).")
     desirable_weight: float | None = Field(None, gt=0, le=100, description="KTO: weight of good answers; else balances both.")
     sft_weight: float = Field(0.0, ge=0, le=10, description="DPO: weight of the likelihood of the chosen answers (RPO).")
+    rehearsal: float = Field(
+        0.5, ge=0, le=10, description="Weight of ordinary questions answered as the base does, against forgetting; 0: none."
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How the learning rate falls.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay.")

@@ -28,6 +28,7 @@ from app.training.worker.job import Cancelled, TrainingFailed
 from app.training.worker.losses import Loss
 from app.training.worker.optimizer import Optimizer, learning_rate
 from app.training.worker.policy import Policy, Result, reduce_gradients
+from app.training.worker.rehearsal import Rehearsed, with_rehearsal
 from app.training.worker.stop import Stop
 
 _RATES: Final = 15
@@ -59,7 +60,7 @@ class Setting:
 
 @dataclass(slots=True)
 class Loop:
-    """One run in this process. ``examples``: with their reference where the method wants one."""
+    """One run in this process. ``examples``: with their reference where the method wants one; ``rehearsed``: beside them."""
 
     setting: Setting
     policy: Policy
@@ -67,6 +68,7 @@ class Loop:
     events: Events
     group: Group
     stop: Stop
+    rehearsed: Rehearsed = field(default_factory=Rehearsed)
     progress: Progress = field(default_factory=Progress)
     _checkpoints: Checkpoints = field(init=False)
     _optimizer: Optimizer = field(init=False)
@@ -161,32 +163,45 @@ class Loop:
     def _step(self) -> None:
         number, config, began = self.progress.step, self.setting.config, time.monotonic()
         examples = [self.examples[each] for each in self._order.step(number)]
-        mine = self.group.share(examples)
-        results = self._accumulate(mine, self._loss(examples), number)
+        extra = self._extra(number, len(examples))
+        results, rehearsed = self._accumulate(examples, extra, self._loss(examples, extra), number)
         total, statistics = self._together(results)
-        if not math.isfinite(total):
+        beside = self.group.sum([math.fsum(each.loss for each in rehearsed)])[0]
+        if not math.isfinite(total + beside):
             raise TrainingFailed(_DIVERGED)
         reduce_gradients(self.policy)
         rate = learning_rate(config, number, self.steps)
         norm = self._optimizer.step(rate)
         if not math.isfinite(norm):
             raise TrainingFailed(_DIVERGED)
-        tokens = sum(each.tokens for each in examples)
+        tokens = sum(each.tokens for each in (*examples, *extra))
         taken = time.monotonic() - began
         self._note(total, tokens, taken)
         event = self._event(rate, norm, taken, tokens)
         if rewards := _rewards(statistics, losses.weight_total(examples)):
             event["rewards"] = rewards
+        if extra:
+            event["rehearsal_loss"] = beside / config.rehearsal
         self.events.write("step", **event)
         if self.group.first:
             self._curve.add(event)
 
-    def _accumulate(self, examples: Sequence[Example], loss: Loss, number: int) -> list[Result]:
-        if not examples:  # a step with fewer examples than processes
+    def _extra(self, number: int, beside: int) -> list[Example]:
+        """What is rehearsed in this step."""
+        config = self.setting.config
+        return self.rehearsed.step(number, batch=beside, seed=config.seed) if config.rehearsal else []
+
+    def _accumulate(
+        self, examples: Sequence[Example], extra: Sequence[Example], loss: Loss, number: int
+    ) -> tuple[list[Result], list[Result]]:
+        """The gradients of this process's share; results of the feedback and of what is rehearsed."""
+        parts = [self.policy.split(mine) if (mine := self.group.share(each)) else [] for each in (examples, extra)]
+        if not any(parts):  # a step with fewer examples than processes
             for parameter in self.policy.parameters():
                 parameter.grad = None
-            return []
-        return self.policy.accumulate(self.policy.split(examples), loss, seed=number)
+            return [], []
+        results = self.policy.accumulate([batch for part in parts for batch in part], loss, seed=number)
+        return results[: len(parts[0])], results[len(parts[0]) :]
 
     def _together(self, results: Sequence[Result]) -> tuple[float, dict[str, float]]:
         """Loss and statistics of the whole step, from all micro-batches of all processes."""
@@ -196,9 +211,10 @@ class Loop:
         loss, *sums = self.group.sum(mine)
         return loss, dict(zip(names, sums, strict=True))
 
-    def _loss(self, examples: Sequence[Example]) -> Loss:
+    def _loss(self, examples: Sequence[Example], extra: Sequence[Example]) -> Loss:
         """The loss of a step, divided by its whole weight. Breaks off between micro-batches where this process works alone."""
-        loss = method_loss(self.setting.config, examples, self.setting.desirable_balance)
+        config = self.setting.config
+        loss = with_rehearsal(method_loss(config, examples, self.setting.desirable_balance), extra, config.rehearsal)
         if self.group.world > 1:
             return loss  # the others would wait for a sum that never comes
 
