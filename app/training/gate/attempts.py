@@ -1,9 +1,9 @@
 """What repeated tries on the same held-out feedback cost: the error is spent over them, and never more than `BUDGET` in all.
 
 Attempt k on a piece of feedback is tested at ``FIRST / k ** 2``: 2 %, 0.5 %, 0.22 %, … The sum over any number of tries is
-3.3 %, so that the promise of 5 % has some room. k is one more than the largest number of earlier attempts that any of the groups
-was in, so a few fresh groups among old ones change nothing. Where there are enough fresh groups, only they are judged, as a first
-attempt; counts alone decide which of the two promises more power.
+3.3 %, so that the promise of 5 % has some room. k is one more than the largest number of earlier attempts that any of the
+groups was in, so a few fresh groups among old ones change nothing. Where there are enough fresh groups, only they are judged,
+as a first attempt; counts alone decide which of the two promises more power.
 """
 
 from __future__ import annotations

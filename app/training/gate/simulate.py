@@ -254,8 +254,11 @@ def _gain_ratings(drawn: Random) -> bool:
     return judged(rated(drawn, seen, lambda _, right: GAIN * right)[0], harmless(drawn)).passed
 
 
-GAIN: Final = 1.4
-"""How far 200 thumbs that take a rule from 24 % to 50 % raise obeying answers over others, in standard deviations."""
+GAIN: Final = 1.8
+"""How far a gain of the demo's size raises what is right over what is wrong, in standard deviations of the noise in one row.
+
+With all that shifts whole prompts and people, it then ranks 86 % of the pairs of an upvoted and a downvoted answer right.
+"""
 
 
 def _worse(noisy: Evidence, clean: Evidence) -> bool:

@@ -31,7 +31,7 @@ FLOOR: Final = 0.55
 LIARS: Final = 0.2
 """The share of people who may, all together, vote the opposite of what is right without getting a worse version through."""
 GUARD_LEVEL: Final = 0.02
-"""A guard fails where the loss is beyond its margin and that unlikely to be chance."""
+"""A guard fails where the loss is beyond its margin and that unlikely to be chance; half of it on either of two sides."""
 LEAST_WANTED: Final = 5
 """Fewer wanted texts do not widen a guard's band."""
 
@@ -172,17 +172,18 @@ def _rate(guard: RateGuard) -> Check:
 
 def _rate_lost(guard: RateGuard, old: float, new: float, wanted: float | None, bound: Interval) -> str | None:
     """What is wrong, or None. The reference is the old version, or what people want where that lies further out."""
+    level = _level_of(guard.sides)
     rises = sum(b and not a for a, b in zip(guard.old, guard.new, strict=True))
     falls = sum(a and not b for a, b in zip(guard.old, guard.new, strict=True))
     hits, trials = sum(guard.new), len(guard.new)
     if new < bound[0]:
         further = wanted is not None and wanted < old
         chance = binomial_tail(hits, trials, wanted) if further and wanted is not None else sign_test(falls, rises)
-        return "too low" if chance <= GUARD_LEVEL else None
+        return "too low" if chance <= level else None
     if new > bound[1]:
         further = wanted is not None and wanted > old
         chance = binomial_tail(trials - hits, trials, 1 - wanted) if further and wanted is not None else sign_test(rises, falls)
-        return "too high" if chance <= GUARD_LEVEL else None
+        return "too high" if chance <= level else None
     return None
 
 
@@ -197,14 +198,18 @@ def _level(guard: LevelGuard) -> Check:
     lost: str | None = None
     if new < bound[0]:
         below = [wanted - each for each in guard.new] if wanted is not None and wanted < old else [-each for each in steps]
-        lost = "too low" if mean_test(below) <= GUARD_LEVEL else None
+        lost = "too low" if mean_test(below) <= _level_of(guard.sides) else None
     elif new > bound[1]:
         above = [each - wanted for each in guard.new] if wanted is not None and wanted > old else steps
-        lost = "too high" if mean_test(above) <= GUARD_LEVEL else None
+        lost = "too high" if mean_test(above) <= _level_of(guard.sides) else None
     spread = math.sqrt(mean([(each - new) ** 2 for each in guard.new]) / len(guard.new))
     seen = (new - 1.96 * spread, new + 1.96 * spread)
     words = _words(old, new, wanted, lost, bound, "{:.2f}" + (f" {guard.unit}" if guard.unit else ""))
     return Check(guard.name, lost is None, words, new, seen, _nearer(new, bound))
+
+
+def _level_of(sides: Sides) -> float:
+    return GUARD_LEVEL / 2 if sides == "both" else GUARD_LEVEL
 
 
 def _wanted(values: Sequence[float]) -> float | None:
