@@ -81,6 +81,9 @@ class FakeBuilder:
     async def preview(self, config: SnapshotConfig) -> Mapping[str, Any]:
         return self.told
 
+    def rows(self) -> bytes:
+        return b'{"kind": "sft"}\n'
+
     async def build(self, config: SnapshotConfig, *, actor: Principal | None) -> SnapshotRecord:
         if self.failure is not None:
             raise self.failure
@@ -89,7 +92,7 @@ class FakeBuilder:
         )
         folder = self.folders.snapshot(record.id)
         folder.mkdir(parents=True)
-        rows = b'{"kind": "sft"}\n'
+        rows = self.rows()
         for name in ("train.jsonl", "heldout.jsonl"):
             (folder / name).write_bytes(rows)
         files = dict.fromkeys(("train.jsonl", "heldout.jsonl"), hashlib.sha256(rows).hexdigest())
