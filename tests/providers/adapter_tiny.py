@@ -22,6 +22,7 @@ MODULES = {
 }
 """(rows, columns) of the linear layers of `hf_tiny.make_model`."""
 LAYERS = 3
+VOCABULARY = 400
 
 
 def write_base(path: Path, *, seed: int = 3) -> Path:
@@ -39,7 +40,7 @@ def write_base(path: Path, *, seed: int = 3) -> Path:
     writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
     writer.add_rope_dimension_count(8)
     writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(400)
+    writer.add_vocab_size(VOCABULARY)
     _write_tokenizer(writer, tokenizer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
     for name, tensor in model.state_dict().items():
@@ -60,8 +61,11 @@ def _write_tokenizer(writer: Any, tokenizer: Any) -> None:
     tokens = [token for token, _ in sorted(inner["vocab"].items(), key=lambda item: item[1])]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
+    trained = len(tokens)
+    tokens += [f"<|unused_{number}|>" for number in range(trained, VOCABULARY)]
+    control = {0, 1, 2, *range(trained, VOCABULARY)}
+    writer.add_token_types([3 if number in control else 1 for number in range(VOCABULARY)])
     writer.add_token_list(tokens)
-    writer.add_token_types([3 if number < 3 else 1 for number in range(len(tokens))])  # the first three are control tokens
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in inner["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
