@@ -302,10 +302,16 @@ async def test_one_person_with_many_sessions_decides_nothing(house: House) -> No
 async def test_what_counts_as_a_vote(house: House) -> None:
     new = await house.run("new", PASS)
     early = await house.person()
-    before = await house.answer(early)
+    before = [await house.answer(early)]
+    await house.promotion.promote(new, actor=ROOT)
+    before.append(await house.answer(early))
+    assert before[1].version == new
+    await house.promotion.rollback(actor=ROOT)
+    await asyncio.sleep(0.002)  # ids tell milliseconds apart
     await house.promotion.promote(new, actor=ROOT, share=0.5)
-    record = FeedbackRecord(uuid7(), before.id, "person-1", datetime.now(UTC), early.user_id, rating="up")
-    await house.feedback.store(record)  # of before the canary: does not count
+    for answer in before:  # of before the canary, though said now: does not count
+        record = FeedbackRecord(uuid7(), answer.id, early.user_id, datetime.now(UTC), early.user_id, rating="up")
+        await house.feedback.store(record)
     someone = await house.person()
     await house.vote(someone, lambda _: True)
     await house.vote(someone, lambda _: False)  # the same session again: the first word counts
