@@ -251,7 +251,13 @@ class Erasure:
     async def _note(self, order: _Order) -> None:
         if order.audited:
             return
-        details = {"counts": dict(order.counts), "runs": len(order.runs), "snapshots": len(order.snapshots)}
+        details: dict[str, Any] = {
+            "counts": dict(order.counts),
+            "runs": len(order.runs),
+            "snapshots": len(order.snapshots),
+        }
+        if self._live is None:
+            details["via"] = "command line"
         record = AuditRecord(
             id=uuid7(),
             at=datetime.now(UTC),
