@@ -140,15 +140,15 @@ class FusedAttention:
     """The same through torch's scaled dot product with a mask [T, T]: few large operations, for devices that like those."""
 
     def __init__(self, batch: Batch, device: Any) -> None:
-        self._device = device
-        place = batch.positions.cpu()
-        seen = torch.zeros(len(place), len(place), dtype=torch.bool)
-        for piece in _pieces(batch):
-            for begin, end in piece.ranges:
-                seen[piece.begin : piece.end, begin:end] = True
-        distance = place.unsqueeze(1) - place
-        self._seen = (seen & (distance >= 0)).to(device)
-        self._distance = distance.to(device)
+        seen = torch.zeros(len(batch.tokens), len(batch.tokens), dtype=torch.bool)
+        starts = batch.starts()
+        for segment, (start, length) in enumerate(zip(starts, batch.lengths, strict=True)):
+            own = slice(start, start + length)
+            for each in batch.path(segment)[:-1]:
+                seen[own, starts[each] : starts[each] + batch.lengths[each]] = True
+            seen[own, own] = torch.ones(length, length, dtype=torch.bool).tril_()
+        self._positions = batch.positions.to(device=device, dtype=torch.int32)
+        self._masks: dict[int | None, Any] = {None: seen.to(device)}
 
     def forward(self, q: Any, k: Any, v: Any, window: int | None) -> Any:
         return self._attend(q, k, v, window)
@@ -161,7 +161,10 @@ class FusedAttention:
             target.copy_(value)
 
     def _attend(self, q: Any, k: Any, v: Any, window: int | None) -> Any:
-        mask = self._seen if window is None else self._seen & (self._distance < window)
+        if window not in self._masks:
+            near = self._positions.unsqueeze(1) - self._positions < window
+            self._masks[window] = self._masks[None] & near
+        mask = self._masks[window]
         times = q.shape[1] // k.shape[1]
         wide = (q, k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
         queries, keys, values = (each.transpose(0, 1).unsqueeze(0) for each in wide)

@@ -22,7 +22,7 @@ from app.training.worker.weights import GROUPS, FullLayout, Grads, LoraLayout, R
 
 _MOST_WORKERS: Final = 8
 """Each worker holds activations and a gradient of its own; beyond this many, workers get several threads instead."""
-_TOKENS: Final = {"cpu": 512, "cuda": 8192, "mps": 2048}
+_TOKENS: Final = {"cpu": 512, "cuda": 4096, "mps": 2048}
 
 
 class LlamaPolicy(Policy):
