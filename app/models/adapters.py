@@ -39,6 +39,7 @@ class _Manifest(msgspec.Struct):
     method: _Word
     files: Annotated[dict[_Word, _Hash], msgspec.Meta(max_length=len(_MOST_BYTES))]
     created_at: _Word
+    tuning: _Word = "lora"
 
 
 @dataclass(slots=True)
@@ -59,6 +60,8 @@ class Adapters:
         folder = self.folder / name
         try:
             manifest = _manifest(folder)
+            if manifest.tuning != "lora":
+                raise ModelLoadFailed("This run trained all weights of its model: its result is a model, not an adapter.")
             if manifest.name != name or not {CONFIG, WEIGHTS} <= manifest.files.keys() <= _MOST_BYTES.keys():
                 raise _damaged()
             for file in os.listdir(folder):

@@ -63,8 +63,8 @@ def test_what_was_hashed_is_not_hashed_again_until_it_changes(tmp_path: Path) ->
 
 
 NAMES = [
-    "", ".", "..", "../up", "a/b", "/etc", "a\\b", "A", "a b", "a\0b", "-a", ".hidden", "_a", "ä", "a\n", "x" * 65, "~", "%2e%2e",
-    "con:", "a*", "absent", "a/../" + NAME, "./" + NAME, NAME + "/",
+    "", ".", "..", "../up", "a/b", "/etc", "a\\b", "A", "a b", "a\0b", "-a", ".hidden", "_a", "ä", "a\n", "x" * 65, "~",
+    "%2e%2e", "con:", "a*", "absent", "a/../" + NAME, "./" + NAME, NAME + "/",
 ]  # fmt: skip
 
 
@@ -201,6 +201,12 @@ def test_a_folder_that_is_a_link_is_none(tmp_path: Path) -> None:
     (tmp_path / "adapters" / NAME).symlink_to(tmp_path / "elsewhere" / NAME)
     with pytest.raises(ModelLoadFailed, match="no such adapter"):
         Adapters(tmp_path / "adapters")(NAME)
+
+
+def test_a_run_that_trained_all_weights_left_no_adapter(tmp_path: Path) -> None:
+    seal(make(tmp_path), tuning="full")
+    with pytest.raises(ModelLoadFailed, match="all weights"):
+        Adapters(tmp_path)(NAME)
 
 
 def test_a_folder_of_adapters_that_is_not_there(tmp_path: Path) -> None:
