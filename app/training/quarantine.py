@@ -20,7 +20,7 @@ EXACT: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What counts as wrong. ``alpha``: error over all raters together, divided among those who are judged."""
+    """What counts as wrong. ``alpha``: share of honest raters among those named, at most."""
 
     burst_ratings: int = 30
     burst_s: float = 60
@@ -38,6 +38,10 @@ class Vote(NamedTuple):
     group: str
     answer: bytes
     up: bool
+
+
+_Suspect = tuple[float, str, str, str]
+"""How likely the votes are, slug and words of the reason, rater."""
 
 
 class Correction(NamedTuple):
@@ -127,19 +131,29 @@ def _crowd(votes: Sequence[Vote], rules: Rules, found: Findings) -> None:
             shared[rater] = [(vote, *split) for vote in own if sum(split := cells.others(vote, counts))]
         seen = {rater: known for rater, known in shared.items() if len(known) >= rules.fewest_votes}
         found.judged, found.unseen = len(seen), len(by_rater) - len(seen)
-        limit = rules.alpha / max(1, len(seen))
-        for rater, known in seen.items():
-            reason = None if rater in named else _one_sided(known, limit) or _inverted(known, limit)
-            if reason is not None:
-                named.add(rater)
-                for vote in by_rater[rater]:
-                    found.name(vote.row, *reason)
+        suspects = sorted(
+            (*suspicion, rater)
+            for rater, known in seen.items()
+            if rater not in named
+            for suspicion in (_one_sided(known), _inverted(known))
+            if suspicion is not None
+        )
+        for rater, reason in _too_unlikely(suspects, rules.alpha, len(seen)):
+            named.add(rater)
+            for vote in by_rater[rater]:
+                found.name(vote.row, *reason)
         if len(named) == before:
             return
 
 
-def _one_sided(known: Sequence[tuple[Vote, int, int]], limit: float) -> tuple[str, str] | None:
-    """All votes alike, where by others' votes on the same prompts that is too unlikely."""
+def _too_unlikely(suspects: Sequence[_Suspect], alpha: float, judged: int) -> list[tuple[str, tuple[str, str]]]:
+    """Those to name so that of the named at most ``alpha`` are expected to be honest (Benjamini and Hochberg 1995)."""
+    last = max((rank for rank, each in enumerate(suspects, 1) if each[0] <= alpha * rank / judged), default=0)
+    return [(rater, (slug, words)) for _, slug, words, rater in suspects[:last]]
+
+
+def _one_sided(known: Sequence[tuple[Vote, int, int]]) -> tuple[float, str, str] | None:
+    """All votes alike: how likely that is by the votes of others on the same prompts."""
     ups = sum(vote.up for vote, _, _ in known)
     if 0 < ups < len(known):
         return None
@@ -147,23 +161,21 @@ def _one_sided(known: Sequence[tuple[Vote, int, int]], limit: float) -> tuple[st
     share = sum(agreed for agreed, _ in agreeing) / sum(total for _, total in agreeing)
     # What others say of one prompt is drawn towards what they say of all: a single vote is no certainty.
     chance = sum(math.log(max((agreed + share) / (total + 1), 1e-9)) for agreed, total in agreeing)
-    if chance > math.log(limit):
-        return None
     side = "up" if ups else "down"
-    return "one_sided", f"all {len(known)} votes {side}, where others on the same prompts gave {side} in {share:.0%}"
+    words = f"all {len(known)} votes {side}, where others on the same prompts gave {side} in {share:.0%}"
+    return math.exp(chance), "one_sided", words
 
 
-def _inverted(known: Sequence[tuple[Vote, int, int]], limit: float) -> tuple[str, str] | None:
-    """Against the majority of the others more often than a rater would be who does not look."""
+def _inverted(known: Sequence[tuple[Vote, int, int]]) -> tuple[float, str, str] | None:
+    """Against the majority of the others: how likely so little agreement is for a rater who does not look."""
     clear = [(vote, up > down) for vote, up, down in known if up != down]
     if not clear:
         return None
     own_ups = sum(vote.up for vote, _ in clear) / len(clear)
     by_chance = [own_ups if majority else 1 - own_ups for _, majority in clear]
     agreed = sum(vote.up == majority for vote, majority in clear)
-    if agreed >= sum(by_chance) or _tail(by_chance, agreed) > limit:
-        return None
-    return "inverted", f"agrees with others in {agreed} of {len(clear)} votes; by chance it would be {sum(by_chance):.0f}"
+    words = f"agrees with others in {agreed} of {len(clear)} votes; by chance it would be {sum(by_chance):.0f}"
+    return _tail(by_chance, agreed), "inverted", words
 
 
 def _tail(chances: Sequence[float], agreed: int) -> float:
