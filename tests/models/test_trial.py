@@ -96,6 +96,15 @@ async def test_a_trial_gives_way_to_users_who_wait_and_leaves_them_a_slot(make_h
     assert not house.manager.busy()
 
 
+async def test_users_of_another_engine_are_left_room_too(make_house: MakeHouse) -> None:
+    house = await make_house(ScriptedProvider(slots=2))
+    async with house.manager.trial(spec("b")) as trial, await house.manager.generate(ask(), user()):
+        model = house.scripted.last("b")
+        trying = [asyncio.create_task(trial.answer(ask("more"))) for _ in range(4)]
+        await asyncio.gather(*trying)
+        assert model.most_running == 1
+
+
 async def test_busy_means_users(make_house: MakeHouse) -> None:
     house = await make_house()
     assert not house.manager.busy()
