@@ -6,9 +6,9 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from fastapi import APIRouter, Header, Query, Response
 from starlette.responses import HTMLResponse
@@ -25,7 +25,7 @@ from app.api.routers.training_bodies import (
     SnapshotOut,
     SnapshotPage,
 )
-from app.core.errors import InvalidRequest, NotFound, TooLittleFeedback
+from app.core.errors import InvalidRequest, NotFound, StorageUnavailable, TooLittleFeedback
 from app.core.ids import is_uuid7
 from app.core.records import RunState
 from app.training.folders import LOG, read_bytes, read_json, read_tail
@@ -41,6 +41,7 @@ _MOST_PICTURE: Final = 4 << 20
 _MOST_LOG: Final = 1 << 16
 _MARK: Final = re.compile(r"[0-9]{1,15}")
 
+T = TypeVar("T")
 Limit = Annotated[int, Query(ge=1, le=500)]
 After = Annotated[str | None, Query(min_length=36, max_length=36)]
 
@@ -149,11 +150,11 @@ async def show_report(
     """What the gate measured and why it decided as it did. 404 before it has."""
     folder = await _folder(services, run_id)
     if format == "json":
-        report = await asyncio.to_thread(read_json, folder / "report.json")
+        report = await _read(read_json, folder / "report.json")
         if report is None:
             raise NotFound("This run has no report: the gate has not judged it.")
         return report
-    page = await asyncio.to_thread(read_bytes, folder / "report.html", limit=_MOST_PAGE)
+    page = await _read(read_bytes, folder / "report.html", limit=_MOST_PAGE)
     if page is None:
         raise NotFound("This run has no report: the gate has not judged it.")
     return HTMLResponse(page, headers={"Content-Security-Policy": _policy(page)})
@@ -167,7 +168,7 @@ async def show_report(
 )
 async def show_loss(run_id: str, services: ServicesDep, principal: AdminPrincipal) -> Response:
     """Loss over steps, as a picture. 404 before there is one."""
-    picture = await asyncio.to_thread(read_bytes, await _folder(services, run_id) / "loss.png", limit=_MOST_PICTURE)
+    picture = await _read(read_bytes, await _folder(services, run_id) / "loss.png", limit=_MOST_PICTURE)
     if picture is None:
         raise NotFound("This run has no loss curve yet.")
     return Response(picture, media_type="image/png")
@@ -181,7 +182,7 @@ async def show_loss(run_id: str, services: ServicesDep, principal: AdminPrincipa
 )
 async def show_log(run_id: str, services: ServicesDep, principal: AdminPrincipal) -> Response:
     """What the training process printed, the end of it."""
-    log = await asyncio.to_thread(read_tail, await _folder(services, run_id) / LOG, limit=_MOST_LOG)
+    log = await _read(read_tail, await _folder(services, run_id) / LOG, limit=_MOST_LOG)
     return Response(log, media_type="text/plain; charset=utf-8")
 
 
@@ -224,6 +225,13 @@ async def _folder(services: Services, run_id: str) -> Path:
     """The folder of a run that exists; its id is one of ours. Raises NotFound."""
     run = await services.jobs.get(run_id)
     return services.jobs.folder(run.id)
+
+
+async def _read(read: Callable[..., T], path: Path, **limits: int) -> T:
+    try:
+        return await asyncio.to_thread(read, path, **limits)
+    except OSError as error:
+        raise StorageUnavailable("The files of this run cannot be read. The log of the service says more.") from error
 
 
 async def _events(services: Services, run_id: str, after: int) -> AsyncGenerator[Item, None]:
