@@ -51,7 +51,7 @@ _POLITE: Final = re.compile(
     r"lo siento|con gusto|claro que|por supuesto|encantad[oa]|de nada|disculp[ae])\b",
     re.IGNORECASE,
 )
-_FORMATTED: Final = re.compile(r"^[ \t]{0,8}(?:[-*•] |\d{1,3}[.)] |#{1,6} |```|\|)|\*\*[^*\n]{1,200}\*\*", re.MULTILINE)
+_FORMATTED: Final = re.compile(r"^[ \t]{0,8}(?:[-*•] |\d{1,3}[.)] |#{1,6} |```|\|)|\*\*[^*\s][^*\n]{0,200}\*\*", re.MULTILINE)
 _REFUSAL: Final = re.compile(
     r"\bI(?:['’]m| am)? (?:can(?:no|['’])t|will not|won['’]t|unable to|not able to|sorry,? but)\b|\bI am not able\b|"
     r"\bas an? (?:AI|artificial)|\b(?:can(?:no|['’])t|unable to) (?:help|assist|provide)\b|"

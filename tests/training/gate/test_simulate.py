@@ -7,11 +7,17 @@ import random
 
 import pytest
 
-from app.training.gate import attempts, simulate, verdict
+from app.training.gate import attempts, simulate, statistics, verdict
 from app.training.gate.evidence import Evidence
 from app.training.gate.simulate import SCENARIOS, Scenario, Tally
 
-_TRIALS = 16
+_TRIALS = 12
+
+
+@pytest.fixture(autouse=True)
+def few_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for a first attempt; most of the time goes into p-values that are far below any level."""
+    monkeypatch.setattr(statistics, "_PERMUTATIONS", 400)
 
 
 def scenario(part: str) -> Scenario:
@@ -34,17 +40,16 @@ def test_repeated_attempts() -> None:
 
 
 def test_without_spending_the_error_the_promise_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A naive 5 % test, again and again on the same feedback: most series pass once. So the simulation would tell."""
-    monkeypatch.setattr(attempts, "alpha", lambda number: 0.1)
-    monkeypatch.setattr(verdict, "FLOOR", 0.5)
+    """The same level again and again on the same feedback: most series pass once. So the simulation would tell."""
+    monkeypatch.setattr(attempts, "alpha", lambda number: 0.2)
     assert scenario("20 attempts on the same corrections").tally(12, 1).hits >= 4
 
 
 def test_without_the_guard_the_side_property_sinks_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     each = scenario("52 points")
-    assert each.tally(8, 1).hits == 0
+    assert each.tally(5, 1).hits == 0
     monkeypatch.setattr(verdict, "GUARD_LEVEL", -1.0)
-    assert each.tally(8, 1).hits >= 6
+    assert each.tally(5, 1).hits >= 3
 
 
 def test_without_agreement_hostile_people_get_through(monkeypatch: pytest.MonkeyPatch) -> None:
