@@ -159,3 +159,36 @@ def progress(running: ServiceProcess, headers: dict[str, str], run_id: str) -> i
     """Steps made; a run that has ended has made more than any number."""
     found = run(running, headers, run_id)
     return int(found["progress"].get("step", 0)) if found["state"] in ("queued", "running") else 1 << 30
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_loop_with_nothing_replaced(tiny: Path) -> None:
+    """Feedback over HTTP, snapshot, the real trainer, the real gate on two real engines; a model of noise passes no gate."""
+    (tiny / "models").mkdir(mode=0o700)
+    base = (tiny / "tiny").rename(tiny / "models" / "tinybase")
+    environ = {
+        "APRENDIZ_TRAINING__REVIEW": "none",
+        "APRENDIZ_MODEL__CONTEXT_TOKENS": "512",
+        "APRENDIZ_RATE_LIMITS__ENABLED": "false",
+    }
+    rules = {"floors": {"sft": 4, "groups": 2}, "most_per_person": 1.0, "quarantine": False}
+    with children_ended(tiny), ServiceProcess(tiny, provider="hf", model=str(base), environ=environ) as running:
+        headers = running.admin()
+        with running.client(headers) as client:
+            for at in range(30):
+                question = {"prompt": f"Say {at} again and {at * 7} too, friend number {at}", "max_tokens": 4}
+                told = client.post("/predict", json=question, timeout=120).json()
+                body = {"prediction_id": told["id"], "correction": "one two three"}
+                assert client.post("/feedback", json=body).status_code == 201
+            before = client.get("/model").json()["version"]
+        config = {"rank": 4, "epochs": 3, "max_tokens": 256}
+        run_id = order(running, headers, method="sft", promote="if_passed", rules=rules, config=config)
+        done = ended(running, headers, run_id, 800)
+        with running.client(headers) as client:
+            assert client.get("/model").json()["version"] == before
+            assert "<svg" in client.get(f"/training/runs/{run_id}/report?format=html").text
+    assert (done["state"], done["gate"]["verdict"]) == ("succeeded", "fail"), done["error"]
+    assert {check["name"]: check["passed"] for check in done["gate"]["checks"]}["gain"] is False
+    assert done["version"] not in (None, before)
