@@ -30,7 +30,7 @@ FLOOR: Final = 0.55
 """The least chance to win that is worth a promotion: five points above no difference."""
 LIARS: Final = 0.2
 """The share of people who may, all together, vote the opposite of what is right without getting a worse version through."""
-GUARD_LEVEL: Final = 0.02
+GUARD_LEVEL: Final = 0.03
 """A guard fails where the loss is beyond its margin and that unlikely to be chance; half of it on either of two sides."""
 LEAST_WANTED: Final = 5
 """Fewer wanted texts do not widen a guard's band."""
@@ -155,7 +155,7 @@ def band_of(guard: RateGuard | LevelGuard) -> Band | None:
         return None
     old, wanted = mean(guard.old), _wanted(guard.wanted)
     ends = (0.0, 1.0) if isinstance(guard, RateGuard) else (-math.inf, math.inf)
-    low, high = _band(old, wanted, guard.sides, guard.margin, ends)
+    low, high = _band(old, _asked(old, wanted, guard.margin), guard.sides, guard.margin, ends)
     return Band(guard.name, old, mean(guard.new), wanted, *(None if math.isinf(end) else end for end in (low, high)))
 
 
@@ -164,8 +164,9 @@ def _rate(guard: RateGuard) -> Check:
         return Check(guard.name, False, "There is no answer of both versions to compare.")
     old, new = mean(guard.old), mean(guard.new)
     wanted = _wanted(guard.wanted)
-    bound = _band(old, wanted, guard.sides, guard.margin, (0.0, 1.0))
-    lost = _rate_lost(guard, old, new, wanted, bound)
+    asked = _asked(old, wanted, guard.margin)
+    bound = _band(old, asked, guard.sides, guard.margin, (0.0, 1.0))
+    lost = _rate_lost(guard, old, new, asked, bound)
     words = _words(old, new, wanted, lost, bound, "{:.0%}")
     return Check(guard.name, lost is None, words, new, wilson(sum(guard.new), len(guard.new)), _nearer(new, bound))
 
@@ -193,14 +194,15 @@ def _level(guard: LevelGuard) -> Check:
     if not guard.sound:
         return Check(guard.name, False, "The figures hold something that is no number.")
     old, new, wanted = mean(guard.old), mean(guard.new), _wanted(guard.wanted)
-    bound = _band(old, wanted, guard.sides, guard.margin, (-math.inf, math.inf))
+    asked = _asked(old, wanted, guard.margin)
+    bound = _band(old, asked, guard.sides, guard.margin, (-math.inf, math.inf))
     steps = [b - a for a, b in zip(guard.old, guard.new, strict=True)]
     lost: str | None = None
     if new < bound[0]:
-        below = [wanted - each for each in guard.new] if wanted is not None and wanted < old else [-each for each in steps]
+        below = [asked - each for each in guard.new] if asked is not None and asked < old else [-each for each in steps]
         lost = "too low" if mean_test(below) <= _level_of(guard.sides) else None
     elif new > bound[1]:
-        above = [each - wanted for each in guard.new] if wanted is not None and wanted > old else steps
+        above = [each - asked for each in guard.new] if asked is not None and asked > old else steps
         lost = "too high" if mean_test(above) <= _level_of(guard.sides) else None
     spread = math.sqrt(mean([(each - new) ** 2 for each in guard.new]) / len(guard.new))
     seen = (new - 1.96 * spread, new + 1.96 * spread)
@@ -214,6 +216,11 @@ def _level_of(sides: Sides) -> float:
 
 def _wanted(values: Sequence[float]) -> float | None:
     return mean(values) if len(values) >= LEAST_WANTED else None
+
+
+def _asked(old: float, wanted: float | None, margin: float) -> float | None:
+    """``wanted`` where it asks for a change: what lies within the margin of what was is noise that would blunt the test."""
+    return wanted if wanted is not None and abs(wanted - old) > margin else None
 
 
 def _band(old: float, wanted: float | None, sides: Sides, margin: float, ends: Interval) -> Interval:
