@@ -136,7 +136,7 @@ async def _play(folder: Path, settings: Any, show: Show) -> dict[str, Any]:
     show.chapter("A service of its own starts", f"Everything of this demo lies in {folder}.")
     async with running(folder, settings) as service:
         admin = await service.admin()
-        people = [await service.person(name, invited_by=admin) for name in content["people"]]
+        people = [await service.person(name) for name in content["people"]]
         show.line(f"{service.url} serves; an admin and {len(people)} people have accounts.")
 
         show.chapter("The model does not know the house", f"Questions about {content['place']}, which nobody told it about:")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MARK = "this folder belongs to aprendiz demo, which deletes it at its next start\n"
 _MARK_NAME = "DEMO"
+_ADMIN = "admin"
 _START_S = 120.0
 _STOP_S = 40.0
 _PASSWORD = "violet harbour lantern for the demo"  # noqa: S105  # of accounts that live as long as the demo, on loopback
@@ -49,11 +50,12 @@ class DemoService:
 
     async def admin(self) -> Person:
         """The first account, made with the printed invite."""
-        return await self._register("admin", self._invite)
+        return await self._register(_ADMIN, self._invite)
 
-    async def person(self, name: str, *, invited_by: Person) -> Person:
-        """A further account."""
-        invite = await invited_by.client.post("/auth/invites", {"role": "user"})
+    async def person(self, name: str) -> Person:
+        """A further account, invited by the admin."""
+        async with ServiceClient(self.url, await self._token(_ADMIN)) as client:
+            invite = await client.post("/auth/invites", {"role": "user"})
         return await self._register(name, invite["token"])
 
     async def until_ready(self) -> None:
@@ -75,12 +77,16 @@ class DemoService:
     async def _register(self, name: str, invite: str) -> Person:
         async with ServiceClient(self.url, None) as client:
             await client.post("/auth/register", {"username": name, "password": _PASSWORD, "invite": invite})
-            token = await client.post("/auth/token", {"username": name, "password": _PASSWORD})
-        # The token is short-lived; a key lasts as long as the demo.
-        async with ServiceClient(self.url, token["access_token"]) as client:
-            scopes = ["predict", "feedback", "read"] + (["admin"] if name == "admin" else [])
+        # A login is short-lived and for persons; a key lasts as long as the demo.
+        async with ServiceClient(self.url, await self._token(name)) as client:
+            scopes = ["predict", "feedback", "read"] + (["admin"] if name == _ADMIN else [])
             key = await client.post("/auth/keys", {"name": "demo", "scopes": scopes})
         return Person(name, await self._stack.enter_async_context(ServiceClient(self.url, key["key"])))
+
+    async def _token(self, name: str) -> str:
+        async with ServiceClient(self.url, None) as client:
+            token: str = (await client.post("/auth/token", {"username": name, "password": _PASSWORD}))["access_token"]
+        return token
 
 
 def prepare(settings: Settings) -> Path:
