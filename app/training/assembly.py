@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 from app.core.files import hash_file, sync
 from app.core.records import RowKind, SnapshotRowRecord, SplitName
 from app.training import grouping, quarantine
+from app.training.datasets import person_of
 from app.training.scan import CONTROL, INJECTION, SECRETS, scan
 from app.training.splitting import History, held_out, scales
 
@@ -40,6 +41,11 @@ class Origin:
     rater: str | None = None
     at: float = 0.0
     approved: bool = False
+
+    @property
+    def person(self) -> str | None:
+        """Whose word it is, where one counts people; see `app.training.datasets.person_of`."""
+        return person_of(self.rater, self.user_id)
 
 
 @dataclass(slots=True)
@@ -150,7 +156,7 @@ class Assembly:
     def _fold(self) -> None:
         first: set[tuple[Any, ...]] = set()
         for row in self.rows:
-            key = (row.origin.rater, row.kind, row.prompt.text, row.answer, row.label)
+            key = (row.origin.person, row.kind, row.prompt.text, row.answer, row.label)
             if key in first:
                 row.split, row.reason = "folded", ("duplicate", "the same person said exactly this before")
             first.add(key)
@@ -160,12 +166,12 @@ class Assembly:
         reasons: dict[int, tuple[str, str]] = {}
         if self.plan.quarantine is not None:
             votes = [
-                quarantine.Vote(number, row.origin.rater, row.origin.at, row.group, row.answer, row.label)
+                quarantine.Vote(number, row.origin.person, row.origin.at, row.group, row.answer, row.label)
                 for number, row in live
-                if row.label is not None and row.origin.rater is not None
+                if row.label is not None and row.origin.person is not None
             ]
             corrections = [
-                quarantine.Correction(number, _person(row), row.group, row.answer, row.long, row.copies_prompt)
+                quarantine.Correction(number, _hand(row), row.group, row.answer, row.long, row.copies_prompt)
                 for number, row in live
                 if row.kind == "sft"
             ]
@@ -183,10 +189,10 @@ class Assembly:
             people: dict[str, Any] = {}
             for split in ("train", "heldout"):
                 own = [row for row in live if row.kind == kind and row.split == split]
-                counts = Counter(row.origin.rater or "" for row in own)
+                counts = Counter(row.origin.person or "" for row in own)
                 scale = scales(counts, most=self.plan.most_per_person, floor=self.plan.floors.get(kind, 0))
                 for row in own:
-                    row.weight = round(scale[row.origin.rater or ""], 6)
+                    row.weight = round(scale[row.origin.person or ""], 6)
                 if split == "train" and own:
                     people = _people(counts, scale, self.plan.most_per_person)
             if people:
@@ -286,8 +292,8 @@ def _unsafe(findings: Mapping[str, int]) -> tuple[str, str] | None:
     return None
 
 
-def _person(row: Candidate) -> str:
-    """Who corrects, where all without a name count as one: a token is used once."""
+def _hand(row: Candidate) -> str:
+    """Who corrects, where all without a name count as one: who repeats a text does so under several accounts."""
     rater = row.origin.rater or ""
     return "token:" if rater.startswith("token:") else rater
 

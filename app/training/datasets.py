@@ -33,6 +33,12 @@ IMPORTED = "import:"
 _ANONYMOUS = "token:"
 
 
+def person_of(rater: str | None, asked_by: str | None) -> str | None:
+    """Who counts as one person: the rater; for a vote by feedback token the account that asked, which may make any number of
+    tokens. So who casts votes for all of an application's users under one account is one person."""
+    return asked_by or rater if rater is not None and rater.startswith(_ANONYMOUS) else rater
+
+
 def waits(said: FeedbackRecord, review: Review) -> bool:
     """Whether the correction may train only once a reviewer has approved it. All of an import does, unless approved."""
     if said.review != "pending":

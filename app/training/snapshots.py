@@ -37,7 +37,7 @@ from app.training.splitting import History
 
 __all__ = ["Floors", "SnapshotBuilder", "SnapshotConfig", "choose_method", "snapshot_folder", "verify"]
 
-RULES_VERSION: Final = 1
+RULES_VERSION: Final = 2
 """Goes up when the same feedback and configuration would give another dataset."""
 _STALE_S = 3600
 """No snapshot takes so long; folders of a process that may still be at work are left alone."""

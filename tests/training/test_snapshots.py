@@ -199,6 +199,31 @@ async def test_the_same_said_twice_counts_once(sqlite: Database, settings: Setti
     assert {(row.rater, row.reason) for row in folded} == {(one.id, "duplicate: the same person said exactly this before")}
 
 
+async def test_votes_by_token_are_one_persons_whose_account_asked(sqlite: Database, builder: SnapshotBuilder) -> None:
+    flooder, *others = [await make.stored_user(sqlite) for _ in range(4)]
+    repository = Feedback(sqlite)
+    for number in range(200):
+        at = NOW + timedelta(minutes=number)
+        for prompt in (f"question {number % 100}", f"request {number}"):
+            asked = {"messages": [{"role": "user", "content": prompt}]}
+            said = await make.stored_prediction(sqlite, flooder.id, input=asked, output=f"answer to {prompt}")
+            voted = make.feedback(said.id, f"token:{said.id}", user_id=None, rating=("up", "down")[number % 2], created_at=at)
+            await repository.store(voted)
+    for number in range(60):
+        await rated(sqlite, others[number % 3], f"query {number}", "up" if number % 2 else "down", f"answer {number}", number)
+    report = (await builder.build(SnapshotConfig(method="kto"), actor=None)).report
+    people = report["people"]["kto"]
+    assert (people["people"], people["cap_held"]) == (4, True)
+    assert report["rows"]["kto"]["folded"] == 100
+    for number in range(31):
+        asked = {"messages": [{"role": "user", "content": f"ask {number}"}]}
+        said = await make.stored_prediction(sqlite, flooder.id, input=asked)
+        await repository.store(make.feedback(said.id, f"token:{said.id}", user_id=None, created_at=NOW - timedelta(days=1)))
+    flooded = await builder.build(SnapshotConfig(method="kto"), actor=None)
+    set_aside = [row for row in await Snapshots(sqlite).rows(flooded.id) if row.split == "quarantined"]
+    assert [row.user_id for row in set_aside if (row.reason or "").startswith("burst")] == [flooder.id] * 31
+
+
 async def test_preferences_and_their_pairs(sqlite: Database, settings: Settings, builder: SnapshotBuilder) -> None:
     user = await make.stored_user(sqlite)
     for number in range(40):

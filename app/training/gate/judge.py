@@ -22,6 +22,7 @@ from app.core.errors import StorageFull, StorageUnavailable
 from app.core.ids import uuid7
 from app.core.records import GateAttemptRecord, RunRecord, SnapshotRecord, SnapshotRowRecord
 from app.core.types import ModelSpec
+from app.training.datasets import person_of
 from app.training.folders import Folders, write_json
 from app.training.gate.attempts import BUDGET, Plan, plan
 from app.training.gate.collect import NO_SCORES, Asking, Collected, Progress, Sides, Trial, guards, held_out, parity_items
@@ -130,7 +131,8 @@ class Gate:
 
     async def _case(self, run: RunRecord, snapshot: SnapshotRecord) -> _Case:
         place = self._folders.snapshot(snapshot.id)
-        raters = {row.position: row.rater or "" for row in await self._snapshots.rows(snapshot.id)}
+        rows = await self._snapshots.rows(snapshot.id)
+        raters = {row.position: person_of(row.rater, row.user_id) or "" for row in rows}
         held = await asyncio.to_thread(read_held_out, place / "heldout.jsonl", raters)
         wanted = await asyncio.to_thread(read_wanted, place / "train.jsonl")
         attempts = await self._attempts.list()

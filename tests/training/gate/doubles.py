@@ -171,7 +171,11 @@ def run_of(snapshot_id: str) -> RunRecord:
 
 
 def scene(
-    data: Path, held_out: Sequence[dict[str, Any]], train: Sequence[dict[str, Any]] = (), raters: Sequence[str] = ("ana",)
+    data: Path,
+    held_out: Sequence[dict[str, Any]],
+    train: Sequence[dict[str, Any]] = (),
+    raters: Sequence[str] = ("ana",),
+    asked_by: str | None = None,
 ) -> Scene:
     """Writes the files. Rows get position and weight, and the raters in turn."""
     folders = Folders(data)
@@ -186,7 +190,18 @@ def scene(
                 file.write(json.dumps({"weight": 1.0, "position": at, **row}) + "\n")
                 split = "train" if name.startswith("train") else "heldout"
                 rater = raters[at % len(raters)]
-                kept.append(SnapshotRowRecord(snapshot.id, at, split, row["kind"], row.get("group", ""), 1.0, rater=rater))  # type: ignore[arg-type]
+                kept.append(
+                    SnapshotRowRecord(
+                        snapshot.id,
+                        at,
+                        split,  # type: ignore[arg-type]
+                        row["kind"],
+                        row.get("group", ""),
+                        1.0,
+                        user_id=asked_by,
+                        rater=rater,
+                    )
+                )
     run = run_of(snapshot.id)
     folders.run(run.id).mkdir(parents=True)
     return Scene(folders, MemoryRows(kept), snapshot, run)

@@ -109,6 +109,13 @@ async def test_votes_are_judged_by_log_ratios(tmp_path: Path) -> None:
     assert report["primary"]["ratings"]["rate"] == 0.0
 
 
+async def test_votes_by_token_are_one_person_of_the_gate_too(tmp_path: Path) -> None:
+    rows = [vote(number, number % 2 == 0, "short" if number % 2 == 0 else "a rambling answer") for number in range(40)]
+    place = scene(tmp_path, rows, raters=[f"token:{number}" for number in range(40)], asked_by="ana")
+    report = await gate(FakeModels(), place).judge(place.run, place.snapshot, place.folder)
+    assert report["sampled"]["people"] == 1
+
+
 async def test_preferences_are_judged_by_margins(tmp_path: Path) -> None:
     place = scene(tmp_path, [preference(number, "good answer", "bad answer") for number in range(15)])
     models = FakeModels(rate_new=lambda _, text: -1.0 if text.startswith("good") else -2.0)
