@@ -173,10 +173,13 @@ class SnapshotBuilder:
             report=report,
         )
         folder = snapshot_folder(self._settings, snapshot_id)
-        record, rows = await asyncio.to_thread(_freeze, assembly, record, folder)
+        freezing = asyncio.create_task(asyncio.to_thread(_freeze, assembly, record, folder))
         try:
+            record, rows = await asyncio.shield(freezing)
             await self._snapshots.add(record, rows)
         except BaseException:
+            # A thread cannot be ended: without waiting for it, it could give the files their name after they were removed.
+            await asyncio.gather(freezing, return_exceptions=True)
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
             raise
         return record

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from typing import Any
 import pytest
 
 from app.core.errors import Conflict, StorageFull, TooLittleFeedback
-from app.core.records import SnapshotRecord, UserRecord
+from app.core.records import SnapshotRecord, SnapshotRowRecord, UserRecord
 from app.core.settings import Settings
 from app.db.database import Database
 from app.db.feedback import Feedback
 from app.db.snapshots import Snapshots
+from app.training.assembly import Assembly
 from app.training.snapshots import Floors, SnapshotBuilder, SnapshotConfig, choose_method, snapshot_folder, verify
 from tests.db import make
 from tests.db.make import NOW
@@ -259,6 +262,31 @@ async def test_a_store_that_fails_leaves_no_files(sqlite: Database, settings: Se
     builder = SnapshotBuilder(feedback=Feedback(sqlite), snapshots=Full(sqlite), settings=settings)
     with pytest.raises(StorageFull):
         await builder.build(SnapshotConfig(), actor=None)
+    assert not list(settings.data_dir.glob("snapshots/*"))
+
+
+async def test_a_caller_who_leaves_while_it_is_written_leaves_no_files(
+    sqlite: Database, settings: Settings, builder: SnapshotBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = await make.stored_user(sqlite)
+    for number in range(30):
+        await corrected(sqlite, user, f"question {number}")
+    renamed, go_on, records = threading.Event(), threading.Event(), Assembly.records
+
+    def slow(self: Assembly, snapshot_id: str) -> list[SnapshotRowRecord]:
+        renamed.set()
+        go_on.wait(20)
+        return records(self, snapshot_id)
+
+    monkeypatch.setattr(Assembly, "records", slow)
+    building = asyncio.create_task(builder.build(SnapshotConfig(), actor=None))
+    assert await asyncio.to_thread(renamed.wait, 20)
+    building.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await building
+    assert await Snapshots(sqlite).list() == []
     assert not list(settings.data_dir.glob("snapshots/*"))
 
 
