@@ -245,7 +245,7 @@ class Erasure:
         if not delete:
             return tuple(path.name for path in found if not path.name.endswith(".sha256")), 0
         for path in found:
-            path.unlink(missing_ok=True)
+            _remove(path)
         return (), sum(not path.name.endswith(".sha256") for path in found)
 
     async def _note(self, order: _Order) -> None:
@@ -284,17 +284,24 @@ class Erasure:
 
     async def _resume(self) -> None:
         for path in sorted(self._orders.glob("*.json")) if self._orders.is_dir() else ():
-            async with self._lock:
-                order = await asyncio.to_thread(self._read, path.stem) if is_uuid7(path.stem) else None
-                if order is not None:
-                    logger.info("an erasure goes on", extra={"data": {"user_id": order.user_id}})
-                    await self._go(order)
+            try:
+                await self._again(path.stem)
+            except AprendizError as error:  # the others do not wait for this one
+                data = {"user_id": path.stem, "error": error.slug}
+                logger.warning("an erasure is not finished and is tried again", extra={"data": data})
         for user_id, since in tuple(self._late.items()):
             if await self._stores.people.snapshots_of(user_id):
                 async with self._lock:
                     await self._go(_Order(user_id, None, delete_backups=False, audited=True))
             if time.monotonic() - since > _LATE_S:
                 self._late.pop(user_id, None)
+
+    async def _again(self, user_id: str) -> None:
+        async with self._lock:
+            order = await asyncio.to_thread(self._read, user_id) if is_uuid7(user_id) else None
+            if order is not None:
+                logger.info("an erasure goes on", extra={"data": {"user_id": order.user_id}})
+                await self._go(order)
 
     def _path(self, user_id: str) -> Path:
         return self._orders / f"{user_id}.json"
@@ -348,4 +355,4 @@ def _remove(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise StorageUnavailable("A file of the training could not be deleted. The erasure goes on by itself.") from error
+        raise StorageUnavailable("A file that has to go could not be deleted. The erasure goes on by itself.") from error

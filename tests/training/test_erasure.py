@@ -137,6 +137,28 @@ async def test_what_fails_at_any_step_is_finished_the_next_time(
     assert not list((settings.data_dir / "erasures").iterdir())
 
 
+async def test_one_that_cannot_go_on_holds_up_no_other(
+    settings: Settings, sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, other = [(await person(sqlite, settings))[0] for _ in range(2)]
+    work = erasure(settings, sqlite, Around(Runs(sqlite)).live())
+    lent = work._stores.people.lent
+
+    async def broken(user_id: str) -> list[str]:
+        if user_id == stuck or not going_on:
+            raise StorageUnavailable("broken")
+        return await lent(user_id)
+
+    going_on = False
+    monkeypatch.setattr(work._stores.people, "lent", broken)
+    for user in (stuck, other):
+        with pytest.raises(StorageUnavailable):
+            await work.erase(user, actor=None)
+    going_on = True
+    await work._resume()
+    assert (await Users(sqlite).get(stuck) is None, await Users(sqlite).get(other) is None) == (False, True)
+
+
 async def test_a_snapshot_that_was_being_made_meanwhile_is_found_afterwards(settings: Settings, sqlite: Database) -> None:
     user, _, _ = await person(sqlite, settings)
     work: Erasure = erasure(settings, sqlite, Around(Runs(sqlite)).live())
