@@ -31,13 +31,16 @@ _MOST_BYTES: Final[Mapping[str, int]] = {CONFIG: 1 << 20, WEIGHTS: 4 << 30, GGUF
 
 _Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 _Word = Annotated[str, msgspec.Meta(max_length=64)]
+_Name = Annotated[str, msgspec.Meta(max_length=255)]
+_MOST_FILES: Final = 256
+"""Of a run that trained all weights: it is told what it is, not called damaged."""
 
 
 class _Manifest(msgspec.Struct):
     name: _Word
     base_hash: _Hash
     method: _Word
-    files: Annotated[dict[_Word, _Hash], msgspec.Meta(max_length=len(_MOST_BYTES))]
+    files: Annotated[dict[_Name, _Hash], msgspec.Meta(max_length=_MOST_FILES)]
     created_at: _Word
     tuning: _Word = "lora"
 

@@ -206,11 +206,9 @@ def time_of_uuid7(value: Any) -> datetime | None:
     return None if match is None else time_of(int(match.group(1) + match.group(2), 16))
 
 
+_THINKING = re.compile(r'<details type="reasoning".*?(?:</details>|\Z)', re.DOTALL)
+
+
 def without_thinking(text: str) -> str:
     """``text`` without the reasoning that Open WebUI keeps in front of an answer."""
-    while (start := text.find('<details type="reasoning"')) >= 0:
-        end = text.find("</details>", start)
-        if end < 0:
-            return text[:start].strip()
-        text = text[:start] + text[end + len("</details>") :]
-    return text.strip()
+    return _THINKING.sub("", text).strip()

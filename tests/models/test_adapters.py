@@ -204,7 +204,8 @@ def test_a_folder_that_is_a_link_is_none(tmp_path: Path) -> None:
 
 
 def test_a_run_that_trained_all_weights_left_no_adapter(tmp_path: Path) -> None:
-    seal(make(tmp_path), tuning="full")
+    whole = {f"{'model' * 20}-{number:05}.safetensors": "0" * 64 for number in range(40)}
+    seal(make(tmp_path), tuning="full", files=whole)
     with pytest.raises(ModelLoadFailed, match="all weights"):
         Adapters(tmp_path)(NAME)
 

@@ -12,6 +12,7 @@ import pytest
 from app.core.errors import InvalidRequest
 from app.db.database import Database
 from app.db.feedback import Feedback
+from app.training.foreign_values import without_thinking
 from app.training.importers import ImportFormat, ImportReport, import_feedback
 from tests.db import make
 
@@ -325,3 +326,11 @@ def _spots(value: Any) -> Any:
     for name, inner in pairs:
         yield value, name
         yield from _spots(inner)
+
+
+@pytest.mark.timeout(20)
+def test_reasoning_is_taken_out_however_much_there_is() -> None:
+    part = '<details type="reasoning" done="true">hm</details>'
+    assert without_thinking(f"{part}\nIt lists {part}files. <details>all</details>") == "It lists files. <details>all</details>"
+    assert without_thinking('It lists. <details type="reasoning">cut') == "It lists."
+    assert without_thinking(part * 200_000) == ""
