@@ -2,7 +2,8 @@
 
 The trained side is asked in a child process (`app.training.worker.score`), since it needs torch. Served weights are quantised
 and trained ones are not, so the two never agree exactly: what counts is whether the candidate's sides differ more than those of
-the current version. An adapter that is not applied, or applied to the wrong weights, differs by far.
+the current version, where that has the same base. An adapter that is not applied, or applied to the wrong weights, differs by
+far.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from app.training.gate.statistics import mean
 COMMAND: Final = (sys.executable, "-P", "-m", "app.training.worker.score")
 TOLERANCE: Final = 0.1
 """Nats per token that the two sides may differ by, on top of twice what they differ by for the current version."""
+_MOST_BEFORE: Final = 0.2
+"""The current version counts with no more: one that is itself served otherwise than it was trained excuses nothing."""
 _LONGEST_S: Final = 600.0
 _MOST_TOKENS: Final = 1024
 _MOST_LOG: Final = 2000
@@ -75,7 +78,8 @@ class Parity:
         job = await asyncio.to_thread(read_json, folder / "job.json")
         if job is None:
             return [Unmeasured("parity", "The run's own record of what it trained is gone.", passes=False)]
-        names = [name for name in (new.adapter, old.adapter) if name]
+        alike = (old.provider, old.model) == (new.provider, new.model)
+        names = [name for name in (new.adapter, old.adapter if alike else None) if name]
         request = {
             "base": job["base"],
             "chat_template": job.get("chat_template"),
@@ -89,7 +93,7 @@ class Parity:
         found = await self._asked(folder, request)
         if isinstance(found, str):
             return [Unmeasured("parity", f"The trained side could not be asked: {found}", passes=False)]
-        return _compared(found, items, old.adapter or "", new.adapter or "", template)
+        return _compared(found, items, (old.adapter or "") if alike else None, new.adapter or "", template)
 
     async def _asked(self, folder: Path, request: Mapping[str, Any]) -> Mapping[str, Any] | str:
         """The child's answer, or in words why there is none."""
@@ -145,15 +149,19 @@ def _item(item: Item) -> dict[str, Any]:
     return {**asked, "tools": tools} if tools else asked
 
 
-def _compared(found: Mapping[str, Any], items: Sequence[Item], old: str, new: str, template: str | None) -> list[Guard]:
-    was = _differences(found["scores"].get(old), [each.old for each in items])
+def _compared(
+    found: Mapping[str, Any], items: Sequence[Item], old: str | None, new: str, template: str | None
+) -> list[Guard]:  # fmt: skip
+    """``old``: None where the current version has another base, whose weights the trained side does not have."""
     now = _differences(found["scores"].get(new), [each.new for each in items])
+    was = [0.0] if old is None else _differences(found["scores"].get(old), [each.old for each in items])
     if not was or not now:
         return [Unmeasured("parity", "The trained side could score none of the texts.", passes=False)]
-    limit = 2 * mean(was) + TOLERANCE
+    limit = 2 * min(mean(was), _MOST_BEFORE) + TOLERANCE
+    before = "the current version has another base" if old is None else f"the current version's by {mean(was):.3f}"
     words = (
-        f"Trained and served log-probabilities differ by {mean(now):.3f} nats per token; the current version's by "
-        f"{mean(was):.3f}; at most {limit:.3f} is allowed."
+        f"Trained and served log-probabilities differ by {mean(now):.3f} nats per token; {before}; at most {limit:.3f} is "
+        "allowed."
     )
     return [LimitGuard("parity", mean(now), limit, detail=words), _template(found.get("template_hash"), template)]
 

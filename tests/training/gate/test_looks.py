@@ -195,14 +195,14 @@ if mode == "fails": sys.exit(2)
 if mode == "dies":
     import os, signal
     os.kill(os.getpid(), signal.SIGKILL)
-off = {{"": 0.05, **dict.fromkeys(request["adapters"], 2.0 if mode == "differs" else 0.08)}}
+off = {{"": 3.0 if mode == "differs" else 0.05, **dict.fromkeys(request["adapters"], 2.0 if mode == "differs" else 0.08)}}
 scores = {{name: [{{"logprob": -3.0 - 3 * d, "tokens": [1, 2, 3, 4], "logprobs": [-1 - d] * 4}} for _ in request["items"]]
           for name, d in off.items()}}
 json.dump({{"template_hash": "t" if mode != "template" else "u", "dtype": "float32", "scores": scores}}, open(sys.argv[2], "w"))
 """
 
 
-async def measured(tmp_path: Path, mode: str) -> list[Guard]:
+async def measured(tmp_path: Path, mode: str, old: ModelSpec | None = None) -> list[Guard]:
     folders, name = Folders(tmp_path), uuid7()
     folder = folders.run(name)
     folder.mkdir(parents=True)
@@ -210,7 +210,9 @@ async def measured(tmp_path: Path, mode: str) -> list[Guard]:
     items = [Item(GenerationRequest((Message("user", "a"),)), "b", (-1.0,) * 3, (-1.0,) * 3)] * 3
     parity = Parity(folders, command=(sys.executable, "-c", _CHILD.format(mode=mode)))
     try:
-        return await parity.measure(folder, items, old=ModelSpec("p", "m"), new=ModelSpec("p", "m", "auto", name), template="t")
+        return await parity.measure(
+            folder, items, old=old or ModelSpec("p", "m"), new=ModelSpec("p", "m", "auto", name), template="t"
+        )
     finally:
         assert [path.name for path in folder.iterdir()] == ["job.json"]
 
@@ -220,6 +222,13 @@ async def measured(tmp_path: Path, mode: str) -> list[Guard]:
 )
 async def test_parity(tmp_path: Path, mode: str, passes: list[bool]) -> None:
     assert [judge_guard(guard).passed for guard in await measured(tmp_path, mode)] == passes
+
+
+async def test_a_current_version_of_another_base_excuses_nothing(tmp_path: Path) -> None:
+    """Its adapter does not fit the base that was trained, so the trained side is not even asked for it."""
+    for number, (mode, passes) in enumerate((("agrees", [True, True]), ("differs", [False, True]))):
+        guards = await measured(tmp_path / f"{number}", mode, ModelSpec("p", "other", adapter="no id of a run"))
+        assert [judge_guard(guard).passed for guard in guards] == passes
 
 
 async def test_a_killed_child_can_be_asked_again(tmp_path: Path) -> None:
