@@ -7,6 +7,7 @@ them off. What a run does is `app.training.phases`; here stands who may order on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -324,6 +325,8 @@ class Jobs:
                 claimed = await self._runs.update(run.id, only_in=("queued",), state="running", started_at=datetime.now(UTC))
                 if claimed is not None:
                     return claimed
+                with contextlib.suppress(OSError):  # a folder would say that this run is of this data directory
+                    self._tools.folders.run(run.id).rmdir()
         return None
 
 

@@ -15,7 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from app.core.errors import AprendizError, Conflict, NotFound, ShuttingDown, StorageUnavailable, TooLittleFeedback, Unavailable
+from app.core.errors import (
+    AprendizError,
+    Conflict,
+    NotFound,
+    ShuttingDown,
+    StorageUnavailable,
+    TooLittleFeedback,
+    Unavailable,
+    UpstreamError,
+)
 from app.core.records import RunPhase, RunRecord, SnapshotRecord
 from app.core.types import ModelSpec
 from app.training.config import TrainConfig
@@ -254,7 +263,7 @@ class Course:
                 return await self._or_cancelled(work())
             except ShuttingDown:
                 raise
-            except Unavailable as error:
+            except (Unavailable, UpstreamError) as error:
                 if not left:
                     raise
                 logger.warning("a run waits for what serves", extra={"data": {"run": self._run.id, "error": error.slug}})

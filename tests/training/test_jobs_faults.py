@@ -26,6 +26,7 @@ from app.core.errors import (
     TooLittleFeedback,
     TooManyRequests,
     TrainingUnavailable,
+    UpstreamTimeout,
 )
 from app.core.types import ModelSpec
 from app.db.database import Database
@@ -325,7 +326,7 @@ async def test_an_installation_that_fails(world: World) -> None:
 
 
 async def test_the_gate_is_asked_again_where_what_serves_cannot_answer(world: World) -> None:
-    world.judge.failures = [EngineUnavailable("it restarts"), EngineUnavailable("it restarts")]
+    world.judge.failures = [EngineUnavailable("it restarts"), UpstreamTimeout("it hangs")]
     async with world.started() as jobs:
         assert (await world.ended((await jobs.submit(actor=None)).id)).state == "succeeded"
         world.judge.failures = [EngineUnavailable("it restarts") for _ in range(3)]
