@@ -184,4 +184,4 @@ def test_imports_are_bounded_and_for_admins(service: Service, user: Account) -> 
     connection.endheaders()
     assert connection.getresponse().status == 413
     connection.close()
-    assert not list(service.settings.data_dir.glob("aprendiz-import-*"))
+    assert not list(service.settings.data_dir.glob("**/*import*"))

@@ -14,7 +14,8 @@ from starlette.requests import Request
 
 from app.api.bodies import StrictRoute
 from app.api.deps import AdminPrincipal, ServicesDep, get_address
-from app.core.errors import PayloadTooLarge, UnsupportedMediaType
+from app.core.config import make_folder
+from app.core.errors import PayloadTooLarge, StorageUnavailable, UnsupportedMediaType
 from app.core.ids import uuid7
 from app.core.logging import request_id_var
 from app.core.records import AuditRecord
@@ -58,17 +59,16 @@ async def import_file(
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in _KINDS:
         raise UnsupportedMediaType(f"Send the file as one of {', '.join(_KINDS)}.")
-    with tempfile.NamedTemporaryFile(prefix="aprendiz-import-", dir=services.settings.data_dir) as file:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > MAX_IMPORT_BYTES:
-                raise PayloadTooLarge(f"An import may have at most {MAX_IMPORT_BYTES >> 20} MB.")
-            await asyncio.to_thread(file.write, chunk)
-        await asyncio.to_thread(file.flush)
-        report = await import_feedback(
-            [Path(file.name)], format, store=services.feedback, owner=principal.user_id, review=review
-        )
+    # Here, under such a name: what a killed process leaves behind is tidied away with what it left of snapshots.
+    place = services.settings.data_dir / "snapshots"
+    make_folder(place)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".import-", suffix=".tmp", dir=place) as folder:
+            path = Path(folder) / "file"
+            await _receive(request, path)
+            report = await import_feedback([path], format, store=services.feedback, owner=principal.user_id, review=review)
+    except OSError as error:
+        raise StorageUnavailable("The file cannot be kept while it is read. Free some space and try again.") from error
     details = {"format": format, "review": review, "stored": report.stored}
     line = AuditRecord(
         id=uuid7(),
@@ -82,3 +82,14 @@ async def import_file(
     )
     await Audit(services.database).add(line)
     return ImportOut.model_validate(report.as_json())
+
+
+async def _receive(request: Request, path: Path) -> None:
+    """Writes the body to a new file. Raises PayloadTooLarge, OSError."""
+    size = 0
+    with path.open("xb") as file:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > MAX_IMPORT_BYTES:
+                raise PayloadTooLarge(f"An import may have at most {MAX_IMPORT_BYTES >> 20} MB.")
+            await asyncio.to_thread(file.write, chunk)
