@@ -12,7 +12,7 @@ from typing import Final
 
 from app.core.errors import TrainingUnavailable
 
-NEEDED: Final = ("torch", "transformers", "safetensors", "gguf")
+NEEDED: Final = ("torch", "transformers", "safetensors", "gguf", "matplotlib")
 _MARKER: Final = ".installing-train"
 _LONGEST_S: Final = 3600.0
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from app.training.feed import EventFile, note
 from app.training.folders import Folders, read_bytes, read_tail
-from app.training.packages import packages
+from app.training.packages import NEEDED, packages
 from app.training.progress import Progress
 from app.training.throttle import Throttle
 
@@ -121,3 +123,10 @@ def test_looking_for_packages_imports_none(monkeypatch: pytest.MonkeyPatch, tmp_
     assert packages().installing is True
     os.utime(tmp_path / ".installing-train", (0, 0))
     assert packages().installing is False
+
+
+def test_a_run_is_refused_where_any_package_of_its_extra_is_missing() -> None:
+    """One that is found missing at the end of a run has cost all of it."""
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {re.split(r"[^a-z0-9_-]", each)[0] for each in (*extras["hf"], *extras["train"])} - {"aprendiz"}
+    assert names == set(NEEDED)
