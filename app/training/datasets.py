@@ -14,12 +14,14 @@ as a pair, a preference across different prompts, messages with images.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
 
+from app.core.errors import InvalidRequest
 from app.core.records import FeedbackRecord, PredictionRecord
+from app.core.text import storable
+from app.training.rowfiles import decode
 
 Format = Literal["sft", "dpo", "kto"]
 Review = Literal["anonymous", "all", "none"]
@@ -174,7 +176,7 @@ def _call(call: Mapping[str, Any]) -> Row:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
-            function["arguments"] = json.loads(arguments)
-        except ValueError:
-            function["arguments"] = {"text": arguments}
+            function["arguments"] = decode(arguments.encode("utf-8", "surrogatepass"))
+        except InvalidRequest:  # NaN, half a surrogate pair, a thousand brackets: what a caller sends here is a caller's choice
+            function["arguments"] = {"text": storable(arguments)}
     return {"type": "function", "function": function} | ({"id": call["id"]} if call.get("id") else {})

@@ -6,6 +6,7 @@ TensorZero's "Data model"; TRL's "Dataset formats".
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,10 @@ from app.training.rowfiles import row_of
 
 MAX_IMPORT_BYTES: Final = 64 << 20
 """Of one import, all files together: answers must be held until the feedback on them has come."""
+
+MOST_PER_ANSWER: Final = 20
+"""Each is stored with the whole answer that it is about, so a small file could fill a disk."""
+_TOO_MANY: Final = f"more than {MOST_PER_ANSWER} on one answer"
 
 Numbered = Iterable[tuple[int, Any]]
 
@@ -114,10 +119,12 @@ def _branch(turns: Mapping[str, Any], answered: Any) -> tuple[Message, ...] | No
     """The messages before the rated one, oldest first; None where the tree is broken or no question is in it."""
     found: list[Message] = []
     at = get(answered, "parentId")
-    while at is not None and len(found) < MAX_TURNS:
+    while at is not None:
         turn = turns.get(str(at))
         role, content = get(turn, "role"), get(turn, "content")
         if role not in ("user", "assistant", "system") or not isinstance(content, str) or get(turn, "files"):
+            return None
+        if len(found) == MAX_TURNS:  # longer than any chat, or its own ancestor
             return None
         found.append({"role": role, "content": without_thinking(content)})
         at = get(turn, "parentId")
@@ -156,14 +163,23 @@ def langfuse(rows: Numbered) -> Read:
             scores += [(number, score) for score in nested if isinstance(score, dict)] if isinstance(nested, list) else []
         else:
             yield number, Skipped("neither a score nor a trace")
+    counts: Counter[str] = Counter()
     for number, score in scores:
-        yield number, _langfuse(score, known)
+        name = _about(score, known)
+        counts[name] += 1
+        about = known.get(name)
+        yield number, Skipped(_TOO_MANY) if about and counts[name] > MOST_PER_ANSWER else _langfuse(score, about)
 
 
-def _langfuse(score: Mapping[str, Any], known: Mapping[str, Any]) -> Item | Skipped:
+def _about(score: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """The id of the observation that a score names, where it is in the file, else of its trace."""
+    observation = str(either(score, "observationId"))
+    return observation if observation in known else str(either(score, "traceId"))
+
+
+def _langfuse(score: Mapping[str, Any], about: Any) -> Item | Skipped:
     if str(either(score, "source") or "").upper() == "EVAL":
         return Skipped("given by an evaluator, not by a person")
-    about = known.get(str(either(score, "observationId"))) or known.get(str(either(score, "traceId")))
     if about is None:
         return Skipped("its trace is not in the file")
     messages, answer = conversation(get(about, "input")), answer_of(get(about, "output"))
@@ -206,15 +222,20 @@ def tensorzero(rows: Numbered) -> Read:
     for number, row in rows:
         kind = _tensorzero_kind(row)
         if kind == "inference":
-            answers[str(row["id"])] = row
+            answers[str(row.get("id"))] = row
         elif kind is None:
             yield number, Skipped("not of a table that can be imported")
         else:
             target = str(row.get("inference_id") or row.get("target_id"))
             author = text_of(get(row, "tags", "user_id") or get(row, "tags", "author"))
             said.setdefault((target, author), []).append((number, kind, row))
+    counts: Counter[str] = Counter()
     for (target, author), given in said.items():
-        yield given[-1][0], _tensorzero(answers.get(target), target, author, given)
+        counts[target] += 1
+        if target in answers and counts[target] > MOST_PER_ANSWER:
+            yield given[-1][0], Skipped(_TOO_MANY)
+        else:
+            yield given[-1][0], _tensorzero(answers.get(target), target, author, given)
 
 
 def _tensorzero_kind(row: Any) -> str | None:
@@ -245,7 +266,7 @@ def _tensorzero(inference: Any, target: str, author: str, given: list[tuple[int,
     if len(votes) > 1:
         return Skipped("its metrics disagree")
     shown = [answer_of(parsed(row["value"])) for _, kind, row in given if kind == "demonstration"]
-    comments = [text_of(row["value"]) for _, kind, row in given if kind == "comment"]
+    comments = [text_of(row.get("value")) for _, kind, row in given if kind == "comment"]
     if not votes and not any(shown):
         return Skipped("only a comment, or no demonstration in text")
     return Item(

@@ -19,6 +19,8 @@ from app.core.records import Rating
 from app.training.rowfiles import check_depth
 
 MAX_TURNS: Final = 1000
+_MOST_VALUES: Final = 8_000_000
+"""Of one file: a value of two bytes takes thirty times as much once it is read."""
 _TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _UP: Final = frozenset({"1", "1.0", "true", "up", "thumbs_up", "thumbs-up", "good", "positive", "yes", "like", "correct"})
 _DOWN: Final = frozenset(
@@ -39,6 +41,8 @@ def records(path: Path) -> Iterator[Any]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidRequest("The file is not text in UTF-8.", field="file") from None
+    if text.count(",") + text.count("[") + text.count("{") > _MOST_VALUES:
+        raise InvalidRequest(f"The file holds more than {_MOST_VALUES} values. Split it.", field="file")
     start = text.lstrip()[:1]
     if start in ("[", "{"):
         yield from _json_values(text)

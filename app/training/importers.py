@@ -31,6 +31,7 @@ from app.core.text import check_not_binary, check_text
 from app.training.datasets import IMPORTED
 from app.training.foreign import MAX_IMPORT_BYTES, Item, Skipped, langfuse, openwebui, tensorzero, trl
 from app.training.foreign_values import records
+from app.training.rowfiles import MAX_ROWS
 
 ImportFormat = Literal["openwebui", "langfuse", "tensorzero", "trl"]
 Bundle = tuple[tuple[PredictionRecord, ...], FeedbackRecord]
@@ -94,7 +95,8 @@ async def import_feedback(
         on_progress: hears the number of rows read so far.
 
     Raises:
-        InvalidRequest: no such file, or not of that format. What the store raises; what was stored by then stays.
+        InvalidRequest: no such file, or not of that format; nothing is stored then. What the store raises; what was stored by
+            then stays.
     """
     report = ImportReport()
     now = datetime.now(UTC)
@@ -116,6 +118,10 @@ def _items(paths: Sequence[Path], format: ImportFormat, report: ImportReport) ->
     size = sum(path.stat().st_size for path in paths if path.is_file())
     if size > MAX_IMPORT_BYTES:
         raise InvalidRequest(f"An import may have at most {MAX_IMPORT_BYTES >> 20} MB.", field="file")
+    # Read to the end before anything is stored: a file that is broken further down is refused whole.
+    for count, _ in enumerate((value for path in paths for value in records(path)), 1):
+        if count > MAX_ROWS:
+            raise InvalidRequest(f"An import may have at most {MAX_ROWS} rows.", field="file")
 
     def counted() -> Iterator[tuple[int, Any]]:
         for path in paths:
@@ -143,6 +149,8 @@ def _checked(item: Item) -> Item:
         check_text(getattr(item, name) or "", field=name, limit=MAX_ANSWER, allow_blank=True, prompt=True)
     for message in item.messages:
         check_text(message["content"], field="prompt", limit=MAX_ANSWER, allow_blank=True, prompt=True)
+    if sum(len(message["content"]) for message in item.messages) > MAX_ANSWER:
+        raise InvalidRequest("The prompt is too long.", field="prompt")
     return item
 
 

@@ -13,6 +13,7 @@ It follows no link to images and reads no other format.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -100,7 +101,7 @@ def row_of(found: Any) -> Row:
     """A row in the form of doc/architecture.md, of one in any of TRL's. Raises InvalidRequest."""
     if not isinstance(found, dict):
         raise InvalidRequest("must be a JSON object.")
-    more = {} if found.get("tools") is None else {"tools": _tools(found["tools"])}
+    more = {} if found.get("tools") is None else {"tools": _objects(found["tools"], "tools")}
     if "messages" in found:
         messages = _messages(found["messages"], "messages")
         answer = _answer(messages[-1:], "messages")
@@ -156,8 +157,7 @@ def _message(value: Any, field: str) -> Row:
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
             raise InvalidRequest(f"{field} holds more than text.")
         content = "".join(part["text"] for part in content)
-    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise InvalidRequest(f"{field}.tool_calls must be a list of objects.")
+    calls = None if calls is None else _objects(calls, f"{field}.tool_calls")
     if not isinstance(content, str) and not (content is None and calls):
         raise InvalidRequest(f"{field}.content must be a text.")
     role = "system" if value["role"] == "developer" else value["role"]
@@ -187,9 +187,14 @@ def _answer(messages: list[Row], field: str) -> Row:
     return messages[0]
 
 
-def _tools(value: Any) -> list[Any]:
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise InvalidRequest("tools must be a list of objects.")
+def _objects(value: Any, field: str) -> list[Any]:
+    """A list of objects that any JSON in UTF-8 can hold: no half of a surrogate pair, no infinity."""
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise InvalidRequest(f"{field} must be a list of objects.")
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"{field} holds what JSON in UTF-8 cannot.") from None
     return value
 
 

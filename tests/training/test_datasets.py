@@ -147,6 +147,28 @@ def test_a_tool_call_can_be_rated() -> None:
     assert row["completion"][0]["tool_calls"][0]["function"]["arguments"] == {"text": "not json"}
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"x":"\\ud800"}',
+        '{"x":NaN}',
+        '{"x":1e999}',
+        "[" * 20_000,
+        "[" * 20_000 + "]" * 20_000,
+        '{"a":' * 40 + "1" + "}" * 40,
+        "9" * 5000,
+    ],
+    ids=lambda text: text[:12],
+)
+def test_arguments_that_a_hostile_caller_sent_make_a_sound_row(arguments: str) -> None:
+    """One such prompt, voted on, would otherwise end every export, preview, snapshot and page of the review."""
+    call = {"id": "c1", "type": "function", "function": {"name": "light", "arguments": arguments}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    [row] = made("kto", (feedback(rating="up"), predicted("b", input={"messages": messages}), None))
+    assert json.loads(json.dumps(row, ensure_ascii=False, allow_nan=False).encode()) == row
+    assert row["prompt"][1]["tool_calls"][0]["function"]["arguments"] == {"text": arguments}
+
+
 def test_an_unknown_format_is_an_error() -> None:
     with pytest.raises(ValueError, match="sft, dpo or kto"):
         list(rows([], "orpo"))  # type: ignore[arg-type]

@@ -283,6 +283,71 @@ async def test_what_is_no_such_file_is_refused(tmp_path: Path, sqlite: Database,
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b"".join(json.dumps({"prompt": f"p{number}", "completion": "a"}).encode() + b"\n" for number in range(450))
+        + b"{broken",
+        b"[" + b"1," * 250_000 + b"1]",
+        b"[[" + b"[]," * 4_000_000 + b"1]]",
+    ],
+    ids=["broken behind two batches", "too many rows", "too many values"],
+)
+async def test_a_file_is_refused_before_any_of_it_is_stored(tmp_path: Path, sqlite: Database, content: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    owner = (await make.stored_user(sqlite)).id
+    with pytest.raises(InvalidRequest):
+        await imported(sqlite, "trl", path, owner=owner)
+    assert await Feedback(sqlite).list() == []
+
+
+async def test_what_no_row_of_a_dataset_can_hold_is_passed_over(tmp_path: Path, sqlite: Database) -> None:
+    """Half a surrogate pair or an infinity within a tool call would end every export and every run after it."""
+
+    def called(arguments: Any) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        return {"prompt": [*prompt, {"role": "user", "content": "b"}], "completion": "c"}
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps(called(each)) + "\n" for each in ("\ud800", {"a": "\ud800"}, "inf", {"a": 1})).replace(
+            '"inf"', "1e999"
+        )
+    )
+    owner = (await make.stored_user(sqlite)).id
+    report = await imported(sqlite, "trl", path, owner=owner)
+    assert (report.stored, report.skipped["not a row in one of TRL's forms"]) == (1, 3)
+
+
+async def test_a_chat_that_is_its_own_ancestor_is_passed_over(tmp_path: Path, sqlite: Database) -> None:
+    row = openwebui()
+    turns = row["snapshot"]["chat"]["chat"]["history"]["messages"]
+    turns["m1"]["parentId"] = "m2"
+    report = await imported(sqlite, "openwebui", written(tmp_path, [row]))
+    assert report.skipped == {"the rated message is not in the chat": 1}
+
+
+async def test_one_answer_does_not_fill_the_disk(tmp_path: Path, sqlite: Database) -> None:
+    asked = {"messages": [{"role": "user", "content": "a"}]}
+    trace = {"id": "t", "input": asked, "output": "b"}
+    scores = [{"id": f"s{each}", "traceId": "t", "name": "n", "value": 1, "authorUserId": f"u{each}"} for each in range(50)]
+    owner = (await make.stored_user(sqlite)).id
+    report = await imported(sqlite, "langfuse", written(tmp_path, [trace, *scores]), owner=owner)
+    assert (report.stored, report.skipped) == (20, {"more than 20 on one answer": 30})
+    inference = {"id": "i", "function_name": "f", "input": asked, "output": "b"}
+    votes = [{"metric_name": "m", "target_id": "i", "value": True, "tags": {"user_id": f"u{each}"}} for each in range(50)]
+    report = await imported(sqlite, "tensorzero", written(tmp_path, [inference, *votes]), owner=owner)
+    assert (report.stored, report.skipped) == (20, {"more than 20 on one answer": 30})
+
+
+async def test_columns_that_are_not_there_break_nothing(tmp_path: Path, sqlite: Database) -> None:
+    rows = [{"function_name": "f", "input": "a", "output": "b"}, {"target_type": "inference", "target_id": "None"}]
+    report = await imported(sqlite, "tensorzero", written(tmp_path, rows))
+    assert report.skipped == {"only a comment, or no demonstration in text": 1}
+
+
+@pytest.mark.parametrize(
     ("format", "rows"), [("openwebui", [openwebui(), ARENA]), ("langfuse", LANGFUSE), ("tensorzero", TENSORZERO), ("trl", TRL)]
 )
 async def test_fields_of_any_type_break_nothing(tmp_path: Path, sqlite: Database, format: ImportFormat, rows: Any) -> None:
