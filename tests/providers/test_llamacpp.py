@@ -259,7 +259,7 @@ async def test_what_cannot_be_opened_is_said(make_context: MakeContext, model_fi
         (tmp_path / "none", {}, UnknownModel, "aprendiz models pull"),
         (pickle, {}, ModelLoadFailed, "GGUF"),
         (tmp_path, {}, ModelLoadFailed, "not a file"),
-        (model_file, {"adapter": "x"}, ModelLoadFailed, "adapters"),
+        (model_file, {"adapter": "x"}, ModelLoadFailed, "no such adapter"),
         (model_file, {"device": "cuda"}, ModelLoadFailed, "no cuda device"),
     ]
     for path, spec, error, words in cases:

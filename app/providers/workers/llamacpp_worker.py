@@ -5,8 +5,8 @@ The model file is parsed here and nowhere else. Configuration keys beside those 
 of ``{"path", "sha256"}``).
 
 Adapters are listed with scale 0, so that only requests that name one get it. One that is gone, changed or not to be trusted
-is left out: those that serve already must come back after a crash. Reported are ``adapters``, the hashes of those that are there
-in the order of their numbers, and ``refused``, why others are not.
+is left out: those that serve already must come back after a crash. Reported are ``adapters``, the hashes of those that are
+there in the order of their numbers, and ``refused``, why others are not.
 """
 
 from __future__ import annotations
