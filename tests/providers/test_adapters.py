@@ -117,6 +117,7 @@ async def test_versions_side_by_side(make_context: MakeContext, shelf: Path) -> 
             assert (await said(first, prompt)).text == own[0][turn]
 
 
+@pytest.mark.slow
 async def test_with_an_adapter_it_fulfils_the_contract(make_context: MakeContext, shelf: Path) -> None:
     async with world(make_context, shelf) as here:
         other = await here.open()

@@ -62,7 +62,10 @@ class Forks:
 def _serve() -> None:
     fonts = tempfile.mkdtemp()  # to be looked for once, not once a run
     os.environ |= {MARK: "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": fonts}
-    for name in ("app.training.worker.run", "app.training.worker.score", "matplotlib.backends.backend_agg", "transformers"):
+    for name in (
+        *("app.training.worker.run", "app.training.worker.score", "matplotlib.backends.backend_agg", "transformers"),
+        "transformers.models.llama.configuration_llama",  # of the tiny base; it brings most of torch with it
+    ):
         importlib.import_module(name)
     _use(importlib.import_module("matplotlib.font_manager"), importlib.import_module("transformers").PreTrainedTokenizerFast)
     try:
