@@ -16,6 +16,8 @@ from app.cli.context import audit, load_config, opened, run
 from app.cli.output import EXIT_USAGE, emit_json, public, say, stdout_console, visible, visible_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.text import Text
 
     from app.core.records import ReviewStatus
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 _KEYS = "a approve, e edit, r reject, s skip, q quit"
 _PAGE = 20
+_MOST_PAIRS = 100_000
+"""Lines of the one times lines of the other: comparing takes the square and more of them, and who corrects chooses how many."""
 
 
 def review(
@@ -141,14 +145,23 @@ def _shown(item: Queued, place: str) -> Text:
     if record.correction is None:
         text.append(f"{visible_lines(prediction.output)}\n")
     else:
-        for line in difflib.ndiff(prediction.output.splitlines(), record.correction.splitlines()):
-            if not line.startswith("?"):
-                style = {"+": "green", "-": "red"}.get(line[:1], "")
-                text.append(f"{visible(line)}\n", style=style)
+        for line in _changes(prediction.output.splitlines(), record.correction.splitlines()):
+            text.append(f"{visible(line)}\n", style={"+": "green", "-": "red"}.get(line[:1], ""))
     if other is not None:
         text.append("preferred over: ", style="dim")
         text.append(f"{visible_lines(other.output)}\n")
     return text
+
+
+def _changes(before: list[str], after: list[str]) -> Iterator[str]:
+    """What changed, line by line: ``- `` gone, ``+ `` new, two spaces for the same."""
+    if len(before) * len(after) > _MOST_PAIRS:
+        yield from (f"- {line}" for line in before)
+        yield from (f"+ {line}" for line in after)
+        return
+    for kind, low, high, start, end in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        yield from (f"  {line}" if kind == "equal" else f"- {line}" for line in before[low:high])
+        yield from (f"+ {line}" for line in after[start:end] if kind != "equal")
 
 
 def _as_json(item: Queued) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from app.cli.review import _shown
+from app.core.records import FeedbackRecord, PredictionRecord
 from tests.cli.conftest import Cli
 from tests.cli.records import adding, prediction, rated, user
 
@@ -31,6 +33,21 @@ def test_without_a_terminal_it_asks_nothing(cli: Cli) -> None:
     fill(cli)
     assert "--json" in cli("feedback", "review", code=2).stderr
     assert "There is no such feedback" in cli("feedback", "review", "--approve", "x", code=1).stderr
+
+
+def corrected(about: PredictionRecord, text: str) -> FeedbackRecord:
+    return FeedbackRecord("f", about.id, about.user_id, about.created_at, correction=text)
+
+
+def test_what_is_shown_moves_no_cursor_and_takes_no_time() -> None:
+    eva = user("eva")
+    asked = prediction(eva, "Why?\x1b[2J\u202e", "one\nsame")
+    shown = _shown((corrected(asked, "two\x1b]0;x\x07\nsame"), asked, None, "burst"), "1 of 1").plain
+    assert "- one\n+ two\\u001b]0;x\\u0007\n  same\n" in shown
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+    many = prediction(eva, "Why?", "\n".join(f"line {each % 7} abcdefgh {each % 13}" for each in range(4000)))
+    long = "\n".join(f"line {each % 7} abcdexgh {each % 11}" for each in range(200))
+    assert _shown((corrected(many, long), many, None, None), "1 of 1").plain.count("\n+ ") == 200
 
 
 def test_a_file_is_imported_once(cli: Cli) -> None:
