@@ -90,10 +90,15 @@ def read_tail(path: Path, *, limit: int) -> bytes:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes an object, whole or not at all, for us alone. Raises OSError."""
+    write_bytes(path, json.dumps(content, indent=1).encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all, for us alone. Raises OSError."""
     new = path.with_name(path.name + ".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "wb") as file:
-        file.write(json.dumps(content, indent=1).encode())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)

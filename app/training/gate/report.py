@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from app.core.files import sync
+from app.training.folders import write_bytes
 from app.training.gate.collect import Sample
 
 SHOWN: Final = 8
@@ -87,14 +86,7 @@ def page(report: Mapping[str, Any], samples: Sequence[Sample]) -> str:
 
 def write_page(path: Path, text: str) -> None:
     """Writes it whole or not at all, for us alone. Raises OSError."""
-    new = path.with_name(path.name + ".new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(text.encode("utf-8", "replace"))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    sync(path.parent)
+    write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def _text(value: object) -> str:
