@@ -176,9 +176,10 @@ async def test_both_engines_tell_the_same_of_an_adapter(make_context: MakeContex
                 assert readable(ours.text) == readable(theirs.text)
                 for text in (readable(ours.text), "The quick brown fox. 漢字 🙂 ¿Qué?", "<|im_end|>", " "):
                     served, direct = await cpp.score(ask(prompt), text), await hf.score(ask(prompt), text)
-                    # llama.cpp keeps keys and values in 16 bits, which random weights make much of.
+                    # llama.cpp's attention works in 16 bits, which random weights make much of: with 32 bits and without
+                    # flash attention the worst difference was 0.0001, as it is 0.18.
                     apart = [abs(a - b) for a, b in zip(served.tokens, direct.tokens, strict=True)]
-                    assert sum(apart) <= 0.05 * len(apart) and max(apart, default=0) < 0.5
+                    assert max(apart, default=0) < 0.4
 
 
 def readable(text: str) -> str:

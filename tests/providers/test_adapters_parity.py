@@ -33,7 +33,7 @@ PROMPTS = tuple(
     for subject in ("the sea", "a sorting algorithm", "the moon", "bread")
 )
 NEAR = 0.05
-"""llama.cpp keeps keys and values in 16 bits: probabilities agree to two digits, not to the last."""
+"""llama.cpp's attention works in 16 bits: probabilities agree to two digits, not to the last."""
 
 
 def widened(model_file: Path, target: Path) -> Path:
