@@ -149,7 +149,7 @@ async def _play(folder: Path, settings: Any, show: Show) -> dict[str, Any]:
         show.chapter(
             "A correction helps within a second", "An admin approves one; it is shown to the model with similar questions."
         )
-        at_once = await _two_speeds(admin, people[0], shown[0], show)
+        at_once = await _two_speeds(admin, people[0], content["at_once"], show)
 
         show.chapter("A run trains on all of it, on this machine")
         run = await _train(admin, show)
@@ -225,15 +225,15 @@ async def _give_feedback(people: Sequence[Person], facts: Sequence[dict[str, Any
         await asyncio.gather(*(one(people[at % len(people)], question, better) for at, (question, better) in enumerate(asked)))
 
 
-async def _two_speeds(admin: Person, person: Person, fact: dict[str, Any], show: Show) -> bool:
-    """Approves one correction of ``fact``, and asks about it in other words."""
-    page = await admin.client.get("/feedback?all=true&limit=500")
-    feedback = next(item for item in page["items"] if item["correction"] == fact["answer"])
-    await admin.client.post(f"/feedback/{feedback['id']}/review", {"decision": "approve"})
+async def _two_speeds(admin: Person, person: Person, pair: dict[str, str], show: Show) -> bool:
+    """Approves the correction of one question, and asks it in other words."""
+    page = await admin.client.get("/feedback/review?limit=100")
+    item = next(each for each in page["items"] if each["prompt"] and each["prompt"][-1]["content"] == pair["corrected"])
+    await admin.client.post(f"/feedback/{item['id']}/review", {"decision": "approve"})
     await asyncio.sleep(1)
-    [text] = await _answers(person, [fact["fresh"]])
-    show.table(("question", "answer"), [(fact["fresh"], text)])
-    return _says(text, fact["answer"])
+    answer = await _ask(person, pair["asked"])
+    show.table(("corrected", "asked now", "answer"), [(pair["corrected"], pair["asked"], answer["text"])])
+    return _says(answer["text"], item["correction"])
 
 
 async def _train(admin: Person, show: Show) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class TrainConfig(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the LoRA matrices.")
     learning_rate: float | None = Field(None, gt=0, le=0.1, description="Peak learning rate; else by method.")
     epochs: float | None = Field(None, gt=0, le=100, description="Passes over the training rows; else by method.")
-    batch: int = Field(16, ge=1, le=1024, description="Rows of one optimizer step.")
+    batch: int = Field(8, ge=1, le=1024, description="Rows of one optimizer step.")
     max_tokens: int = Field(
         1024, ge=16, le=131_072, description="Longest row in tokens; longer ones are left out, and counted."
     )
@@ -31,8 +31,11 @@ class TrainConfig(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="DPO: share of preferences taken to be flipped (robust DPO).")
     desirable_weight: float | None = Field(None, gt=0, le=100, description="KTO: weight of good answers; else balances both.")
     sft_weight: float = Field(0.0, ge=0, le=10, description="DPO: weight of the likelihood of the chosen answers (RPO).")
-    rehearsal: float = Field(
-        0.5, ge=0, le=10, description="Weight of ordinary questions answered as the base does, against forgetting; 0: none."
+    rehearsal: float | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description="Weight of ordinary questions answered as the base does, against forgetting; 0: none; else by method.",
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How the learning rate falls.")
@@ -44,18 +47,20 @@ class TrainConfig(BaseModel):
 
     def resolved(self, method: Literal["sft", "dpo", "kto"]) -> Self:
         """The same with ``method`` chosen and what was left open filled in."""
-        rate, epochs = _DEFAULTS[method]
+        rate, epochs, rehearsal = _DEFAULTS[method]
         if self.tuning == "full":
             rate /= _FULL_SLOWER
         changes = {
             "method": method,
             "learning_rate": rate if self.learning_rate is None else self.learning_rate,
             "epochs": epochs if self.epochs is None else self.epochs,
+            "rehearsal": rehearsal if self.rehearsal is None else self.rehearsal,
         }
         return self.model_copy(update=changes)
 
 
-_DEFAULTS: Final = {"sft": (2e-3, 6.0), "dpo": (3e-4, 3.0), "kto": (3e-4, 2.0)}
-"""Learning rate and epochs of a LoRA run, as measured on a small model with tens to hundreds of rows."""
+_DEFAULTS: Final = {"sft": (2e-3, 6.0, 2.0), "dpo": (3e-4, 3.0, 0.5), "kto": (3e-4, 2.0, 0.5)}
+"""Learning rate, epochs and rehearsal of a LoRA run, as measured on a small model with tens to hundreds of rows
+(doc/measurements.md)."""
 _FULL_SLOWER: Final = 40.0
 """All weights at once want a much smaller step."""

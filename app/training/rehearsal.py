@@ -26,6 +26,8 @@ from app.training.folders import make_private
 _PROMPTS: Final = "rehearsal_prompts.json"
 _MAX_TOKENS: Final = 64
 _AT_ONCE: Final = 8
+_TEMPERATURE: Final = 1.0
+_SEED: Final = 1
 
 
 class Trial(Protocol):
@@ -76,13 +78,14 @@ class Rehearsal:
         return path
 
     def _name(self, version: VersionInfo) -> str:
-        parts = (version.id, self._system_prompt, _MAX_TOKENS, prompts())
+        parts = (version.id, self._system_prompt, _MAX_TOKENS, _TEMPERATURE, _SEED, prompts())
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     async def _row(self, trial: Trial, places: asyncio.Semaphore, prompt: str) -> dict[str, Any] | None:
         messages = [Message("system", self._system_prompt)] if self._system_prompt else []
         messages.append(Message("user", prompt))
-        sampling = Sampling(max_tokens=_MAX_TOKENS, temperature=0)
+        # Sampled as the model speaks, not its likeliest words: learning those would make it sure of itself everywhere.
+        sampling = Sampling(max_tokens=_MAX_TOKENS, temperature=_TEMPERATURE, seed=_SEED)
         async with places:
             with contextlib.suppress(InvalidRequest):  # a template that takes no system message, say: then there is no such row
                 answer = await trial.answer(GenerationRequest(tuple(messages), sampling=sampling))

@@ -17,6 +17,7 @@ from typing import Final
 from app.core.records import GateAttemptRecord
 from app.training.gate.attempts import Plan, plan
 from app.training.gate.evidence import Correction, Evidence, Guard, Guards, LevelGuard, Pair, RateGuard, Vote
+from app.training.gate.guards import FORGETTING
 from app.training.gate.statistics import effect
 from app.training.gate.verdict import Verdict, decide
 
@@ -148,7 +149,9 @@ def harmless(drawn: Random) -> Guards:
     moved = drawn.gauss(0, 0.08)
     found.append(LevelGuard("length", lengths, tuple(each + moved + drawn.gauss(0, 0.35) for each in lengths), (), "both", 0.4))
     memory = tuple(drawn.gauss(-2.5, 0.5) for _ in range(16))
-    found.append(LevelGuard("forgetting", memory, tuple(each + drawn.gauss(-0.1, 0.1) for each in memory), (), "down", 0.5))
+    found.append(
+        LevelGuard("forgetting", memory, tuple(each + drawn.gauss(-0.1, 0.1) for each in memory), (), "down", FORGETTING)
+    )
     return Guards(tuple(found))
 
 

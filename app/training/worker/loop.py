@@ -85,6 +85,10 @@ class Loop:
         self._curve = Curve(self.setting.folder / "loss.png", read_events(self.setting.folder / "events.jsonl"))
 
     @property
+    def _rehearsal(self) -> float:
+        return self.setting.config.rehearsal or 0.0
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self._order.steps
@@ -181,7 +185,7 @@ class Loop:
         if rewards := _rewards(statistics, losses.weight_total(examples)):
             event["rewards"] = rewards
         if extra:
-            event["rehearsal_loss"] = beside / config.rehearsal
+            event["rehearsal_loss"] = beside / self._rehearsal
         self.events.write("step", **event)
         if self.group.first:
             self._curve.add(event)
@@ -189,7 +193,7 @@ class Loop:
     def _extra(self, number: int, beside: int) -> list[Example]:
         """What is rehearsed in this step."""
         config = self.setting.config
-        return self.rehearsed.step(number, batch=beside, seed=config.seed) if config.rehearsal else []
+        return self.rehearsed.step(number, batch=beside, seed=config.seed) if self._rehearsal else []
 
     def _accumulate(
         self, examples: Sequence[Example], extra: Sequence[Example], loss: Loss, number: int
@@ -214,7 +218,7 @@ class Loop:
     def _loss(self, examples: Sequence[Example], extra: Sequence[Example]) -> Loss:
         """The loss of a step, divided by its whole weight. Breaks off between micro-batches where this process works alone."""
         config = self.setting.config
-        loss = with_rehearsal(method_loss(config, examples, self.setting.desirable_balance), extra, config.rehearsal)
+        loss = with_rehearsal(method_loss(config, examples, self.setting.desirable_balance), extra, self._rehearsal)
         if self.group.world > 1:
             return loss  # the others would wait for a sum that never comes
 
