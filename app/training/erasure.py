@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 REASON: Final = "a person whose data it was trained on was erased"
 _OPEN: Final = ("queued", "running")
 _END_S: Final = 60.0
+_FRESH_S: Final = 60.0
 _LOOK_S: Final = 0.2
 _POLL_S: Final = 5.0
 _LATE_S: Final = 900.0
@@ -206,6 +207,10 @@ class Erasure:
             moved = await self._live.serving.leave(order.runs, actor=actor)
             order = await self._save(replace(order, serves={**order.serves, **moved}))
         await asyncio.to_thread(self._delete_files, order)
+        for path in await asyncio.to_thread(self._unknown_snapshots):
+            # A process that was killed between the files of a snapshot and its row: nobody knows whose words are in there.
+            if await self._stores.snapshots.get(path.name) is None:
+                await asyncio.to_thread(_remove, path)
         for snapshot_id in order.snapshots:
             snapshot = await self._stores.snapshots.get(snapshot_id)
             if snapshot is not None and snapshot.erased_at is None:
@@ -236,6 +241,12 @@ class Erasure:
             # With what an interrupted export or freeze left beside it under a name of its own.
             for each in (path, *path.parent.glob(f"*{path.name}*")):
                 _remove(each)
+
+    def _unknown_snapshots(self) -> list[Path]:
+        """Folders of snapshots, but for those of the last minute: their row may be on its way."""
+        folder = self._folders.data / "snapshots"
+        found = [path for path in folder.iterdir() if is_uuid7(path.name)] if folder.is_dir() else []
+        return [path for path in found if time.time() - path.stat().st_mtime > _FRESH_S]
 
     def _tidy_backups(self, delete: bool) -> tuple[tuple[str, ...], int]:
         """Names of backups that hold the person, and how many were deleted."""

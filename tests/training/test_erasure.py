@@ -106,6 +106,20 @@ async def test_a_run_in_progress_is_cancelled_and_retired_and_what_serves_leaves
     assert left(settings.data_dir) == []
 
 
+async def test_a_snapshot_without_a_row_goes_too_for_nobody_knows_whose_words_it_holds(
+    settings: Settings, sqlite: Database
+) -> None:
+    user, _, _ = await person(sqlite, settings)
+    old, fresh = (settings.data_dir / "snapshots" / uuid7() for _ in range(2))
+    for folder in (old, fresh):
+        folder.mkdir()
+        (folder / "train.jsonl").write_text("somebody's words")
+    os.utime(old, (time.time() - 120, time.time() - 120))
+    await erasure(settings, sqlite, None).erase(user, actor=None)
+    assert not old.exists()
+    assert fresh.exists()  # its row may be on its way
+
+
 STEPS = [
     ("runs", "of_snapshots"), ("people", "lent"), ("runs", "update"), ("snapshots", "set_report"), ("people", "counts"),
     ("people", "blank_answers"), ("users", "delete"), ("people", "strip_lineage"), ("disk", "compact"), ("audit", "add"),
