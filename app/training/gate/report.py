@@ -39,7 +39,7 @@ p{margin:.5rem 0}
 .yes{color:var(--good);font-weight:600}.no{color:var(--bad);font-weight:600}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.4rem .6rem .4rem 0;border-bottom:1px solid var(--line)}
-th{font-weight:600}
+th{font-weight:600}th[scope],.yes,.no{white-space:nowrap}
 figure{margin:.5rem 0;overflow-x:auto}
 svg{max-width:100%;height:auto;display:block}
 svg text{fill:var(--ink);font:12px system-ui,sans-serif}

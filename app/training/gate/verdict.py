@@ -242,7 +242,9 @@ def _words(old: float, new: float, wanted: float | None, lost: str | None, bound
     asked = "" if wanted is None else f", in what people asked for {form.format(wanted)}"
     low, high = (None if math.isinf(end) else form.format(end) for end in bound)
     allowed = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
-    return f"{was} before, {now} now{asked}; allowed: {allowed}" + ("." if lost is None else f": {lost}.")
+    # Outside, and not failed: so few prompts cannot tell it from chance. It must not read as if it were inside.
+    outside = ", which so few prompts cannot tell from chance" if lost is None and not bound[0] <= new <= bound[1] else ""
+    return f"{was} before, {now} now{asked}; allowed: {allowed}{outside}" + ("." if lost is None else f": {lost}.")
 
 
 def _limit(guard: LimitGuard) -> Check:
