@@ -57,7 +57,7 @@ def test_metrics_open_by_token_and_count_by_template(serve: Serve) -> None:
     assert 'route="/predict"' in text
     assert 'route="unmatched"' in text
     assert 'route="/static/{path:path}"' in text
-    assert "canary" not in text
+    assert "metrics-token" not in text
     assert user.username not in text
     assert len([line for line in text.splitlines() if not line.startswith("#")]) < 2000
 

@@ -112,7 +112,7 @@ async def test_a_whole_service_in_front(far: Service, key: str, serve: Serve) ->
 
 async def test_no_page_shows_the_key_of_an_upstream(serve: Serve) -> None:
     """A vendor that repeats our key in its refusal; then everything that a caller and an admin can see."""
-    secret = "sk-canary-1123581321"
+    secret = "sk-quokka-1123581321"
     async with OpenAIServer(key="another") as vendor:
         upstream = {"base_url": vendor.url, "api_key": secret, "models": ["*"]}
         near = serve(providers={"upstreams": {"far": upstream}}, model={"provider": "far", "model": "m"})
@@ -130,4 +130,4 @@ async def test_no_page_shows_the_key_of_an_upstream(serve: Serve) -> None:
 
         shown = await asyncio.to_thread(work)
         assert secret in vendor.received[-1].headers["authorization"]
-        assert not [text for text in shown if secret in text or "canary" in text]
+        assert not [text for text in shown if secret in text or "quokka" in text]
