@@ -95,6 +95,7 @@ def tiny(tmp_path: Path) -> Path:
 CONFIG: dict[str, Any] = {"rank": 4, "batch": 4, "epochs": 6, "checkpoint_s": 0, "max_tokens": 128, "rehearsal": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.timeout(600)
 def test_the_real_trainer_killed_once(tiny: Path) -> None:

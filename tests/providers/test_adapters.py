@@ -127,6 +127,7 @@ async def test_with_an_adapter_it_fulfils_the_contract(make_context: MakeContext
         assert await all_said(other) == alone, "closing a version closes no other"
 
 
+@pytest.mark.slow
 async def test_streams_of_all_versions_while_another_comes(make_context: MakeContext, shelf: Path) -> None:
     """Eight streams, half of each version; a third version moves everybody to a new engine meanwhile; nothing is cut."""
     async with world(make_context, shelf) as here:
