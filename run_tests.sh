@@ -9,8 +9,8 @@ usage() {
     cat <<'TEXT'
 Usage: ./run_tests.sh [--fast] [--slow] [--no-torch] [arguments of pytest]
 
-Brings .venv to the locked state of development, fetches the bundled model for the tests, then runs ruff, mypy, lint-imports
-and pytest. The last line is pytest's own summary; the exit code is 0 only if everything passed.
+Brings .venv to the locked state of development, fetches the bundled model for the tests, then runs ruff, lint-imports,
+and pytest beside mypy. The last line is pytest's own summary; the exit code is 0 only if everything passed.
 
   --fast      no set-up: what .venv holds is taken as it is
   --slow      the long suites (pytest marker "slow") instead of the default ones
@@ -92,15 +92,12 @@ check() { # check NAME COMMAND...: goes on after a failure, so that one run show
 }
 check "ruff (lint)" "$VENV/bin/ruff" check --quiet .
 check "ruff (format)" "$VENV/bin/ruff" format --check --quiet .
-check "mypy" "$VENV/bin/mypy" --no-error-summary
 check "import contracts" "$VENV/bin/lint-imports" --no-logo 1>&2
-status=0
-if [ ${#failed[@]} -gt 0 ]; then
-    say "FAILED: $(IFS=,; echo "${failed[*]}") (the tests still run)"
-    status=1
-fi
-say "pytest -m '$marker'"
 mkdir -p "$CACHE"
+# Types are checked on the other core while the tests run; what mypy says comes after them.
+"$VENV/bin/mypy" --no-error-summary >"$CACHE/mypy.log" 2>&1 &
+mypy=$!
+say "pytest -m '$marker'"
 run_pytest() {
     rm -f "$CACHE/began"
     PYTEST_BEGAN="$CACHE/began" "$VENV/bin/pytest" -m "$marker" ${arguments[@]+"${arguments[@]}"}
@@ -113,6 +110,16 @@ if [ "$tested" -ne 0 ] && [ ! -e "$CACHE/began" ]; then
     say "pytest ended before its session began (see above); once more"
     tested=0
     run_pytest || tested=$?
+fi
+if ! wait "$mypy"; then
+    say "mypy"
+    cat "$CACHE/mypy.log" >&2
+    failed+=("mypy")
+fi
+status=0
+if [ ${#failed[@]} -gt 0 ]; then
+    say "FAILED: $(IFS=,; echo "${failed[*]}")"
+    status=1
 fi
 [ "$tested" -eq 0 ] || status=$tested
 exit "$status"

@@ -40,7 +40,8 @@ class Store:
         said = FeedbackRecord(
             uuid7(), prediction.id, "u", NOW, correction=answer, review="approved", reviewed_at=NOW + timedelta(len(self.held))
         )
-        said = replace(said, **more)
+        # Ids of one millisecond have no order; what came later shall have the later one.
+        said = replace(said, id=f"{len(self.held):08x}{said.id[8:]}", **more)
         self.held[said.id] = (said, prediction)
         return said.id
 

@@ -188,6 +188,7 @@ def readable(text: str) -> str:
     return text.replace("\ufffd", "")
 
 
+@pytest.mark.slow
 async def test_a_crash_reaches_all_and_all_come_back(make_context: MakeContext, shelf: Path) -> None:
     async with world(make_context, shelf) as here:
         models = [await here.open(), await here.open("aaa")]

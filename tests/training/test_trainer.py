@@ -88,7 +88,11 @@ def test_a_run_from_its_job_to_its_adapter(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "rows"),
-    [("dpo", tiny.dpo_rows()), ("kto", tiny.kto_rows()), ("dpo", tiny.sft_rows(original=[tiny.assistant("I cannot say.")]))],
+    [
+        pytest.param("dpo", tiny.dpo_rows(), marks=pytest.mark.slow),
+        ("kto", tiny.kto_rows()),
+        ("dpo", tiny.sft_rows(original=[tiny.assistant("I cannot say.")])),
+    ],
 )
 def test_preferences_move_the_rewards_apart(
     forks: Forks, base: Path, tmp_path: Path, method: str, rows: list[tiny.Row]
@@ -166,6 +170,7 @@ def test_sigterm_keeps_the_work_and_the_next_start_goes_on(forks: Forks, base: P
     assert adapter(folder) == adapter(whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(forks: Forks, base: Path, tmp_path: Path) -> None:
     folder = tiny.make_run(tmp_path, base, tiny.sft_rows(), config={"epochs": 24})
     pid = forks.start(folder)
