@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import typer
 from app.cli.context import load_config, quiet_logs
 from app.cli.output import EXIT_FAILURE, stdout_console, visible
 from app.core.errors import AprendizError, TrainingUnavailable
+from app.training.packages import packages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[2]
 _CONTENT = Path(__file__).with_name("demo.json")
-_PACKAGES = ("torch", "transformers", "safetensors", "gguf", "matplotlib")
 _AT_ONCE = 6
 _MAX_TOKENS = 48
 _RUN_S = 1800.0
@@ -58,8 +57,7 @@ def demo(
 
 
 def _packages(install: bool) -> None:
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if not missing:
+    if not packages().missing:
         return
     script = _ROOT / "run_llm.sh"
     if not install or not script.is_file():
@@ -67,8 +65,7 @@ def _packages(install: bool) -> None:
             "Training needs more packages: `./run_llm.sh --train --setup-only`, or `pip install 'aprendiz[train]'`."
         )
     done = subprocess.run(["bash", str(script), "--train", "--setup-only"], cwd=_ROOT, check=False)  # noqa: S603, S607
-    importlib.invalidate_caches()
-    if done.returncode or any(importlib.util.find_spec(name) is None for name in _PACKAGES):
+    if done.returncode or packages().missing:
         raise TrainingUnavailable("What training needs could not be installed; the lines above say why.")
 
 

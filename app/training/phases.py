@@ -203,10 +203,7 @@ class Course:
         rehearsal = self._tools.rehearsal
         if rehearsal is None or not self._run.config.get("rehearsal") or (self._folder / JOB).exists():
             return None
-        try:
-            return await rehearsal.rows(self._base())
-        except ExceptionGroup as several:  # one failure is as good as the other
-            raise several.exceptions[0] from several
+        return await rehearsal.rows(self._base())
 
     def _write_job(self, snapshot: SnapshotRecord, rehearsed: Path | None) -> None:
         if read_json(self._folder / JOB) is not None:

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from app.core.errors import InvalidRequest
-from app.core.files import sync
 from app.core.types import Answer, GenerationRequest, Message, ModelSpec, Sampling, VersionInfo
-from app.training.folders import make_private
+from app.training.folders import make_private, write_bytes
 
 _PROMPTS: Final = "rehearsal_prompts.json"
 _MAX_TOKENS: Final = 64
@@ -71,10 +70,14 @@ class Rehearsal:
             if await asyncio.to_thread(path.is_file):
                 return path
             places = asyncio.Semaphore(_AT_ONCE)
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._row(trial, places, prompt)) for prompt in prompts()]
-        rows = [row for task in tasks if (row := task.result()) is not None]
-        await asyncio.to_thread(_write, path, rows)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self._row(trial, places, prompt)) for prompt in prompts()]
+            except ExceptionGroup as several:  # one failure is as good as the other
+                raise several.exceptions[0] from several
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for task in tasks if (row := task.result()) is not None]
+        await asyncio.to_thread(make_private, self._folder)
+        await asyncio.to_thread(write_bytes, path, "".join(lines).encode())
         return path
 
     def _name(self, version: VersionInfo) -> str:
@@ -104,12 +107,3 @@ def prompts() -> Sequence[str]:
     text = resources.files("app.training").joinpath(_PROMPTS).read_text(encoding="utf-8")
     found: list[str] = json.loads(text)["prompts"]
     return found
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    make_private(path.parent)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    fresh.chmod(0o600)
-    sync(fresh)
-    fresh.replace(path)

@@ -7,7 +7,6 @@ counted by reason. What is no row at all ends the run: such a file was not writt
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from app.core.files import hash_file
 from app.training.config import TrainConfig
 from app.training.worker.batch import Example
 from app.training.worker.job import TrainingFailed
+from app.training.worker.order import permutation
 from app.training.worker.rehearsal import Rehearsed
 from app.training.worker.rows import ANSWERS, problems, rows_of
 from app.training.worker.template import RowRefused, TrainingFormat
@@ -132,10 +132,5 @@ class Order:
         """The numbers of the examples of one step, counted from 0."""
         epoch, at = divmod(number, self._per_epoch)
         if self._epoch[0] != epoch:
-            self._epoch = (epoch, _permutation(self._count, f"{self._seed} {epoch}"))
+            self._epoch = (epoch, permutation(self._count, f"{self._seed} {epoch}"))
         return self._epoch[1][at * self._batch : (at + 1) * self._batch]
-
-
-def _permutation(count: int, seed: str) -> list[int]:
-    # Sorted by SHA-256 and not by a library's shuffle: the order must outlive versions of Python.
-    return sorted(range(count), key=lambda number: hashlib.sha256(f"{seed} {number}".encode()).digest())

@@ -6,7 +6,6 @@ cut, its end is not learnt, for the base had not ended there.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from app.core.files import hash_file
 from app.training.worker.batch import Batch, Example, TokenRow
 from app.training.worker.job import TrainingFailed
 from app.training.worker.losses import Loss, sft, sft_total
+from app.training.worker.order import permutation
 from app.training.worker.rows import rows_of
 from app.training.worker.template import RowRefused, TrainingFormat
 
@@ -34,13 +34,11 @@ class Rehearsed:
 
     def step(self, number: int, *, batch: int, seed: int) -> list[Example]:
         """Those of one optimizer step: the same for the same number and seed; over many steps, each as often as the others."""
-        count = min(-(-batch // _OF_FEEDBACK), len(self.examples))
-        return [self.examples[self._place(number * count + at, seed)] for at in range(count)]
-
-    def _place(self, at: int, seed: int) -> int:
-        lap, place = divmod(at, len(self.examples))
-        order = sorted(range(len(self.examples)), key=lambda each: hashlib.sha256(f"{seed} {lap} {each}".encode()).digest())
-        return order[place]
+        size = len(self.examples)
+        count = min(-(-batch // _OF_FEEDBACK), size)
+        places = [divmod(at, size) for at in range(number * count, (number + 1) * count)]
+        orders = {lap: permutation(size, f"{seed} {lap}") for lap, _ in places}
+        return [self.examples[orders[lap][place]] for lap, place in places]
 
 
 def read_rehearsal(path: Path, format: TrainingFormat, *, most_tokens: int) -> Rehearsed:
