@@ -330,7 +330,7 @@ def _training(
         folders=folders,
         metrics=metrics,
         rehearsal=Rehearsal(models, folders.bases, system_prompt=settings.model.system_prompt),
-        threads=settings.training.threads,
+        threads=settings.model.threads,
     )
 
 

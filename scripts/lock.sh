@@ -41,7 +41,7 @@ compile() { # compile NAME ARGS...: writes requirements/NAME.lock
     "$uv" pip compile pyproject.toml "${options[@]}" --generate-hashes "${without_torch[@]}" "${upgrade[@]}" "$@" --output-file "requirements/$name.lock"
 }
 
-extras=(hf train faiss chroma postgres redis ray dev)
+extras=(hf train memory chroma postgres redis ray dev)
 
 # One resolution over everything comes first, and every lock is held to it: then any two locks can be installed together.
 all=$(mktemp)

@@ -134,7 +134,7 @@ def make_settings(data_dir: Path, **sections: Any) -> Settings:
         "data_dir": data_dir,
         "server": {"port": 0, "grace_s": 2},
         "security": {"secret_key": "k" * 48},
-        "rate_limits": dict.fromkeys(("predict", "predict_address", "feedback", "login", "api"), _UNLIMITED),
+        "rate_limits": dict.fromkeys(("predict", "feedback", "login", "api"), _UNLIMITED),
         "model": {"provider": "echo", "model": "echo"},
         "logging": {"level": "WARNING"},
     }

@@ -124,7 +124,7 @@ def set_password(name: str = typer.Argument(help="The user.")) -> None:
 
         async with opened(settings) as database:
             user = await user_named(database, name)
-            check_new_password(password, username=user.username, min_length=settings.security.min_password_length)
+            check_new_password(password, username=user.username)
             passwords = Passwords(workers=1)
             try:
                 hashed = await passwords.hash(password)

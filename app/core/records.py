@@ -181,6 +181,88 @@ class ConversationRecord:
     title: str
     created_at: datetime
     updated_at: datetime
+    summary: str | None = None
+    """What the turns up to ``summary_until`` were about; None: nothing is summarised."""
+    summary_until: str | None = None
+    """Id of the newest prediction that ``summary`` covers."""
+
+
+DocumentState = Literal["queued", "indexing", "ready", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRecord:
+    """An uploaded document. Its bytes lie in pieces beside it (`app.db.documents`), its text in chunks.
+
+    ``format``: ``txt``, ``md``, ``html``, ``pdf``, ``docx`` or ``csv``, told by what is in the file. ``sha256``: of the file.
+    ``progress``: 0 to 1. ``space``: which embedder made the vectors of its chunks; None: none did. ``error``: why it failed, in
+    words for its owner. ``claimed_until``: whoever indexes it says that it lives; later than that, somebody else may.
+    """
+
+    id: str
+    user_id: str
+    collection: str
+    name: str
+    format: str
+    bytes: int
+    sha256: str
+    state: DocumentState
+    created_at: datetime
+    updated_at: datetime
+    progress: float = 0.0
+    chunks: int = 0
+    characters: int = 0
+    space: str | None = None
+    error: str | None = None
+    claimed_until: datetime | None = None
+    notes: tuple[str, ...] = ()
+    """What did not come out of the file whole: pages without text, say."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRecord:
+    """A piece of a document's text, as it is searched and cited.
+
+    ``words``: the text folded for search by words (`app.memory.words`). ``place``: where in the source, see
+    `app.core.types.Passage`. ``vector``: 32-bit little-endian floats of length 1, made by the embedder ``space``
+    (``name@version/dimensions``) of ``content_hash``'s text; both None until it is embedded.
+    """
+
+    id: str
+    document_id: str
+    user_id: str
+    collection: str
+    position: int
+    text: str
+    words: str
+    place: Mapping[str, Any]
+    content_hash: str
+    space: str | None = None
+    vector: bytes | None = field(default=None, repr=False)
+
+
+FactState = Literal["proposed", "kept"]
+
+
+@dataclass(frozen=True, slots=True)
+class FactRecord:
+    """Something that a user said of themselves. Only what is ``kept``, with the user's consent, is ever recalled.
+
+    ``prediction_id``: the answer to the message in which it was said; None: written by the user. ``vector``, ``space``,
+    ``content_hash``: as in `ChunkRecord`.
+    """
+
+    id: str
+    user_id: str
+    text: str
+    state: FactState
+    created_at: datetime
+    updated_at: datetime
+    content_hash: str
+    prediction_id: str | None = None
+    recalled_at: datetime | None = None
+    space: str | None = None
+    vector: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

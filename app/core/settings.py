@@ -91,10 +91,8 @@ class Security(Section):
         None, description="The former secret_key: tokens signed with it stay good until they expire."
     )
     registration: Literal["invite", "open"] = Field("invite", description="Who may register: holders of an invite, or anyone.")
-    access_token_minutes: int = Field(15, ge=1, le=1440, description="Life of a browser's access token.")
     session_days: int = Field(30, ge=1, le=365, description="Absolute life of a login; refreshing does not extend it.")
     invite_hours: int = Field(72, ge=1, le=8760, description="Life of an invite.")
-    min_password_length: int = Field(12, ge=8, le=64, description="Shortest password in characters.")
     secure_cookies: bool = Field(
         True, description="Send cookies with Secure. Only switch off for plain HTTP on a trusted network without localhost."
     )
@@ -104,9 +102,9 @@ class RateLimits(Section):
     """Limits per window. The first one reached answers 429 with Retry-After."""
 
     enabled: bool = Field(True, description="Switch for all rate limits; off only in tests and benchmarks.")
-    predict: Rate = Field("600/minute", description="Predictions per user, and again per API key.")
-    predict_address: Rate = Field(
-        "3000/minute", description="Predictions per client address (IPv6: per /64), refused credentials included."
+    predict: Rate = Field(
+        "600/minute",
+        description="Predictions per user, and again per API key; five times as many per address, refused credentials included.",
     )
     feedback: Rate = Field("3000/minute", description="Feedback per user, or per address for feedback by token.")
     login: Rate = Field(
@@ -141,7 +139,9 @@ class Model(Section):
         2048, ge=256, le=1_048_576, description="Context per request in tokens, prompt and answer together."
     )
     slots: int = Field(8, ge=1, le=256, description="Requests an engine works on at the same time.")
-    threads: int = Field(0, ge=0, le=512, description="Threads of an engine; 0 takes the number of cores.")
+    threads: int = Field(
+        0, ge=0, le=512, description="Threads of an engine, and of a training run; 0 takes the number of cores."
+    )
     max_tokens: int = Field(
         512, ge=1, le=1_048_576, description="Longest answer where the caller names no limit, and the default."
     )
@@ -292,9 +292,24 @@ class Metrics(Section):
 
 
 class Memory(Section):
-    """Conversations."""
+    """Conversations, facts and documents."""
 
     history_tokens: int = Field(1024, ge=0, le=1_048_576, description="Most tokens of earlier turns that go into a prompt.")
+    context_tokens: int = Field(
+        768, ge=0, le=1_048_576, description="Most tokens of recalled facts and passages of documents that go into a prompt."
+    )
+    embedder: str = Field(
+        "onnx/multilingual-e5-small",
+        max_length=256,
+        description="Model that makes vectors, as provider/name; of an upstream too. Empty: none, search goes by words alone.",
+    )
+    store: str = Field(
+        "auto",
+        pattern=r"^(auto|faiss|chroma|pgvector|https?://[A-Za-z0-9._:\[\]-]{1,255}/?)$",
+        description="Where vectors are searched: faiss, chroma, pgvector, or a Chroma server's address. "
+        "auto: pgvector in a PostgreSQL that has it, else faiss.",
+    )
+    document_mb: int = Field(32, ge=1, le=1024, description="Largest uploaded document in MiB.")
 
 
 class Training(Section):
@@ -310,7 +325,6 @@ class Training(Section):
     runs_per_day: int = Field(
         24, ge=0, le=10_000, description="Training runs that may be started in 24 hours; one runs at a time."
     )
-    threads: int = Field(0, ge=0, le=512, description="Threads of a training run; 0 takes the number of cores.")
 
 
 class Settings(Section):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -115,6 +116,50 @@ class Example:
     answer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a caller's own document, as it is shown to a model and cited in the answer. ``text`` is data, never an order.
+
+    ``place``: where in the source it stands: ``page``, ``section``, ``line`` or ``row``, whichever the format has.
+    ``score``: from 0 to 1, the higher the better; comparable within one search only.
+    """
+
+    id: str
+    document_id: str
+    name: str
+    collection: str
+    text: str
+    score: float
+    place: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RecalledFact:
+    """Something that the caller said once and agreed to have kept. ``said_at``: when."""
+
+    id: str
+    text: str
+    said_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What was found for one call, the most relevant first. ``app.memory`` finds it, ``app.models`` makes it fit and shows it.
+
+    ``summary``: of the turns before those that are recalled whole. ``left_out``: what was found and is not shown, by kind:
+    ``turns``, ``facts``, ``passages``. Nothing is left out without being counted here.
+    """
+
+    facts: tuple[RecalledFact, ...] = ()
+    passages: tuple[Passage, ...] = ()
+    summary: str | None = None
+    turns: int = 0
+    """Earlier turns that are recalled whole; they stand in ``messages``, as `GenerationRequest.recalled` says."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What the caller should know: that the embedder was away, say, so that words alone were searched."""
+
+
 CachePolicy = Literal["auto", "use", "refresh", "off"]
 """``auto``: answers that would repeat anyway; ``use``: the caller accepts any; ``refresh``: ask anew, and keep; ``off``."""
 
@@ -148,6 +193,14 @@ class GenerationRequest:
     """What ``models`` found for this question, the most similar last; ``messages`` stay the caller's own."""
     no_examples: bool = False
     """The caller wants none."""
+    memory: bool = False
+    """Recall the caller's facts, and look for new ones in what is said (``memory: true``, ``X-Aprendiz-Memory``)."""
+    documents: tuple[str, ...] | None = None
+    """Search the caller's documents: these collections, or all of them where it is empty; None: no documents."""
+    recalled: tuple[int, ...] = ()
+    """How many messages each recalled turn of the conversation has, oldest first; they follow the system messages."""
+    context: Context | None = None
+    """What was found for this call; ``messages`` stay the caller's own (and the conversation's turns)."""
 
 
 class Usage(Struct, frozen=True):
@@ -334,6 +387,8 @@ class EmbeddingRequest:
     model: str | None = None
     dimensions: int | None = None
     request_id: str = ""
+    kind: Literal["query", "passage"] = "query"
+    """For models that tell a question from a text to be found (``input_type`` on the wire)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -153,6 +154,8 @@ conversations = Table(
     Column("title", Text, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
+    Column("summary", Text),
+    Column("summary_until", Text),
     Index(None, "user_id", "id"),
 )
 
@@ -371,3 +374,82 @@ canaries = Table(
     Column("counts", Json, nullable=False),
 )
 Index("ix_predictions_version_id", predictions.c.version, predictions.c.id)
+
+documents = Table(
+    "documents",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("collection", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("state", Text, nullable=False, index=True),
+    Column("created_at", Timestamp, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
+    Column("progress", Double, nullable=False),
+    Column("chunks", Integer, nullable=False),
+    Column("characters", BigInteger, nullable=False),
+    Column("space", Text),
+    Column("error", Text),
+    Column("claimed_until", Timestamp),
+    Column("notes", Json, nullable=False),
+    Index(None, "user_id", "id"),
+)
+
+document_pieces = Table(  # the file as it was uploaded, so that it can be indexed again, backed up and erased with the rest
+    "document_pieces",
+    metadata,
+    Column("document_id", Text, ForeignKey("documents.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    # A number that is never given again: SQLite's full-text index (chunk_words, see the migration) knows a row by it.
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("document_id", Text, ForeignKey("documents.id", ondelete="CASCADE"), nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("collection", Text, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("words", Text, nullable=False),
+    Column("place", Json, nullable=False),
+    Column("content_hash", Text, nullable=False),
+    Column("space", Text),
+    Column("vector", LargeBinary),
+    Index(None, "document_id", "position"),
+    Index(None, "user_id", "collection", "number"),
+    Index("ix_chunks_user_id_content_hash", "user_id", "content_hash"),
+    sqlite_autoincrement=True,
+)
+
+facts = Table(
+    "facts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
+    Column("content_hash", Text, nullable=False),
+    Column("prediction_id", Text),
+    Column("recalled_at", Timestamp),
+    Column("space", Text),
+    Column("vector", LargeBinary),
+    Index(None, "user_id", "id"),
+)
+
+partitions = Table(  # changes with every change of what is searched under it: an index that has seen another number is stale
+    "partitions",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("collection", Text, primary_key=True),
+    Column("generation", BigInteger, nullable=False),
+)

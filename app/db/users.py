@@ -13,6 +13,7 @@ from app.core.errors import Conflict
 from app.core.records import UNSET, Unset, UserRecord
 from app.core.text import fold_name
 from app.core.types import Role
+from app.db import partitions
 from app.db.database import Database
 from app.db.erased import forget_owner, note_costs
 from app.db.rows import make, record_of, records_of, values_of
@@ -109,6 +110,7 @@ class Users:
             _keep_an_admin(connection, row)
             note_costs(connection, predictions.c.user_id == user_id, anonymous=True)
             forget_owner(connection, user_id)
+            partitions.forget(connection, user_id)
             connection.execute(delete(users).where(users.c.id == user_id))  # the rest goes by ON DELETE CASCADE
             return True
 

@@ -33,6 +33,8 @@ _WRONG = "The user name or the password is wrong."
 _ENDED = "The session has ended. Log in again."
 _NO_INVITE = "Registering needs an invite that is unused and not expired. Ask an admin for one."
 _MAX_AGENT = 200
+_ACCESS_TOKEN_S = 900
+"""Life of a browser's access token; its refresh token makes the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Accounts(Belongings, Administration):
         desk = self._desk
         await desk.limiter.check("login_address", address)
         name = check_username(username)
-        check_new_password(password, username=name, min_length=desk.settings.min_password_length)
+        check_new_password(password, username=name)
         if invite is None and desk.settings.registration != "open":
             raise Forbidden(_NO_INVITE, field="invite")
         token_hash = None if invite is None else await self._open_invite(invite, address)
@@ -165,7 +167,7 @@ class Accounts(Belongings, Administration):
         """
         desk = self._desk
         user = await self.me(principal)
-        check_new_password(new, username=user.username, min_length=desk.settings.min_password_length)
+        check_new_password(new, username=user.username)
         if hmac.compare_digest(current.encode("utf-8", "surrogatepass"), new.encode("utf-8", "surrogatepass")):
             raise InvalidRequest("The new password is the current one.", field="password")
         try:
@@ -254,7 +256,7 @@ class Accounts(Belongings, Administration):
 
     def _tokens(self, user: UserRecord, session: SessionRecord, *, kind: TokenKind, refresh: str | None) -> Login:
         left = _seconds(session.expires_at - self._desk.now())
-        life = left if kind == "bearer" else min(left, self._desk.settings.access_token_minutes * 60)
+        life = left if kind == "bearer" else min(left, _ACCESS_TOKEN_S)
         token = self._desk.tokens.sign(user_id=user.id, session_id=session.id, kind=kind, lifetime_s=life)
         return Login(user, session.id, token, life, refresh, left)
 

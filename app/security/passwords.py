@@ -25,6 +25,9 @@ from app.core.errors import InvalidRequest, Overloaded
 from app.core.text import fold_name
 from app.security.common_passwords import COMMON_PASSWORDS, COMMON_STEMS
 
+MIN_PASSWORD = 12
+"""Shortest password in code points, after normalisation."""
+
 MAX_PASSWORD = 128
 """Longest password in code points, before and after normalisation."""
 
@@ -147,16 +150,16 @@ def normalise(password: str) -> str:
     return unicodedata.normalize("NFKC", password)
 
 
-def check_new_password(password: str, *, username: str, min_length: int) -> None:
+def check_new_password(password: str, *, username: str) -> None:
     """The policy for a password that is being set. Only length and being hard to guess count.
 
     Raises:
-        InvalidRequest: shorter than ``min_length`` or longer than 128 code points, not storable as text, among the commonest
+        InvalidRequest: shorter than 12 or longer than 128 code points, not storable as text, among the commonest
             passwords, or little more than the user's or the service's name.
     """
     text = normalise(password)
-    if len(text) < min_length:
-        raise _refused(f"The password has {len(text)} characters; use at least {min_length}, say four or five words.")
+    if len(text) < MIN_PASSWORD:
+        raise _refused(f"The password has {len(text)} characters; use at least {MIN_PASSWORD}, say four or five words.")
     if max(len(text), len(password)) > MAX_PASSWORD:
         raise _refused(f"The password is longer than {MAX_PASSWORD} characters.")
     if any(unicodedata.category(char) in ("Cs", "Cc") for char in text):

@@ -28,7 +28,7 @@ _Item = LimitName | Literal["login_day"]
 
 _PARTS = 20
 _MAX_KEYS = 200_000
-_LOGIN_ADDRESS_FACTOR = 5
+_ADDRESS_FACTOR = 5
 _LOGIN_DAY_FACTOR = 10
 
 
@@ -67,11 +67,11 @@ class RateLimiter:
         login = parse(settings.login)
         items: dict[_Item, RateLimitItem] = {
             "predict": parse(settings.predict),
-            "predict_address": parse(settings.predict_address),
+            "predict_address": _for_address(parse(settings.predict)),
             "feedback": parse(settings.feedback),
             "login_day": RateLimitItemPerDay(login.amount * _LOGIN_DAY_FACTOR),
             "login": login,
-            "login_address": type(login)(login.amount * _LOGIN_ADDRESS_FACTOR, login.multiples),
+            "login_address": _for_address(login),
             "api": parse(settings.api),
         }
         self._bounds = {limit: (item.amount, item.get_expiry()) for limit, item in items.items()}
@@ -160,6 +160,11 @@ class RateLimiter:
         start, used = await self._windows.get_moving_window(f"{limit}/{subject}", amount, window)
         reset = max(0.0, start + window - self._clock()) if used else 0.0
         return RateState(limit, amount, max(0, amount - used), reset, window)
+
+
+def _for_address(item: RateLimitItem) -> RateLimitItem:
+    """The limit of an address, behind which many people may sit."""
+    return type(item)(item.amount * _ADDRESS_FACTOR, item.multiples)
 
 
 def _too_many(limit: _Item, state: RateState) -> TooManyRequests:

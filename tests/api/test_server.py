@@ -226,7 +226,7 @@ def test_the_api_limit_is_429_with_headers(serve: Serve) -> None:
 
 
 def test_guessing_credentials_is_limited_before_they_are_looked_at(serve: Serve) -> None:
-    service = serve(rate_limits={"predict_address": "5/minute", "api": "5/minute"})
+    service = serve(rate_limits={"predict": "1/minute", "api": "5/minute"})
     with service.client() as client:
         for method, path in (("POST", "/predict"), ("GET", "/feedback")):
             answers = [

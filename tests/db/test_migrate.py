@@ -33,8 +33,8 @@ _NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
@@ -63,10 +63,10 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program of the future with a further revision; gives the file of that revision."""
     scripts = tmp_path / "scripts"
     shutil.copytree(ROOT / "app/db/migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    second = scripts / "versions" / "r0004_extra.py"
+    second = scripts / "versions" / "r0005_extra.py"
     next_revision(second, "pass")
     monkeypatch.setattr(migrate, "_SCRIPTS", scripts)
-    monkeypatch.setattr(migrate, "HEAD", "0004")
+    monkeypatch.setattr(migrate, "HEAD", "0005")
     return second
 
 
@@ -90,9 +90,16 @@ def test_the_constant_is_the_newest_revision() -> None:
     assert ScriptDirectory.from_config(migrate.config()).get_heads() == [migrate.head()]
 
 
+def ours(_item: object, name: str | None, *_more: object) -> bool:
+    """Not what a database keeps for its index of words, which no table of ours describes."""
+    return not (name or "").startswith(("chunk_words", "ix_chunks_words"))
+
+
 async def test_the_migrations_make_the_schema(database: Database) -> None:
     def differences(connection: Connection) -> list[object]:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True, "include_object": ours}
+        )
         return list(compare_metadata(context, metadata))
 
     assert await database.read(differences) == []
@@ -146,10 +153,10 @@ async def test_a_migration_backs_up_first(settings: Settings, newer: Path) -> No
     await database.open()
     await database.aclose()
     assert "extra" in columns(settings)
-    assert migrate.current(url(settings)) == "0004"
+    assert migrate.current(url(settings)) == "0005"
     (made,) = backups(settings)
     assert made.name.startswith("before-migration-")
-    assert migrate.current(f"sqlite:///{made}") == "0003"
+    assert migrate.current(f"sqlite:///{made}") == "0004"
     assert backup.verify(made).path == made
 
 
@@ -157,10 +164,10 @@ async def test_the_newest_five_automatic_backups_stay(settings: Settings, newer:
     mine = settings.data_dir / "backups" / "mine.db"
     backup.backup(settings, mine)
     for _ in range(7):
-        assert migrate.upgrade(settings) == "0003"
+        assert migrate.upgrade(settings) == "0004"
         with sqlite3.connect(settings.data_dir / "aprendiz.db") as connection:
             connection.execute("ALTER TABLE versions DROP COLUMN extra")
-            connection.execute("UPDATE alembic_version SET version_num = '0003'")
+            connection.execute("UPDATE alembic_version SET version_num = '0004'")
         connection.close()
     automatic = [path for path in backups(settings) if path != mine]
     assert len(automatic) == 5
@@ -174,7 +181,7 @@ async def test_a_failing_migration_leaves_no_trace(settings: Settings, newer: Pa
     with pytest.raises(RuntimeError, match="half-way"):
         await open_database(settings).open()
     assert "extra" not in columns(settings)
-    assert migrate.current(url(settings)) == "0003"
+    assert migrate.current(url(settings)) == "0004"
     next_revision(newer, "pass")
     database = open_database(settings)
     await database.open()
@@ -189,7 +196,7 @@ async def test_a_migration_under_a_running_service_is_refused(settings: Settings
         await open_database(settings).open()
     assert "extra" not in columns(settings)
     running.release()
-    assert migrate.upgrade(settings) == "0003"
+    assert migrate.upgrade(settings) == "0004"
 
 
 def start_together(settings_of: str) -> None:
