@@ -104,7 +104,7 @@ class RateLimits(Section):
     enabled: bool = Field(True, description="Switch for all rate limits; off only in tests and benchmarks.")
     predict: Rate = Field(
         "600/minute",
-        description="Predictions per user, and again per API key; five times as many per address, refused credentials included.",
+        description="Predictions per user, and again per key; five times as many per address, refused credentials included.",
     )
     feedback: Rate = Field("3000/minute", description="Feedback per user, or per address for feedback by token.")
     login: Rate = Field(

@@ -1,4 +1,4 @@
-"""The numbers by which an index of vectors sees that it is stale: one for each owner and collection, changed with each change."""
+"""The numbers by which an index of vectors sees that it is stale: one an owner and collection, changed with each change."""
 
 from __future__ import annotations
 

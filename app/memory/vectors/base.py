@@ -1,9 +1,9 @@
 """The contract of a vector store: it is searched, and follows the database, which is the truth.
 
-Nobody writes into a store. The rows of `app.db` (chunks of documents, kept facts) carry their vectors; each change of them changes
-the generation of their partition in the same transaction. A store compares the generation with the one that it has seen, takes
-over the difference, and only then answers: what was committed before a search began is found by it, and what was deleted is not.
-So a store may lose everything at any time and loses nothing.
+Nobody writes into a store. The rows of `app.db` (chunks of documents, kept facts) carry their vectors; each change of them
+changes the generation of their partition in the same transaction. A store compares the generation with the one that it has
+seen, takes over the difference, and only then answers: what was committed before a search began is found by it, and what was
+deleted is not. So a store may lose everything at any time and loses nothing.
 
 A partition is one owner's one collection in the space of one embedder. It is not a filter: no search can name two of them.
 """
