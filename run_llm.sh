@@ -37,7 +37,7 @@ for argument in "$@"; do
 done
 
 lock_setup
-install base requirements/base.lock
+install base requirements/memory.lock
 if [ $train = first ] || { $setup_only && [ $train = background ]; }; then install_train; fi
 unlock_setup
 

@@ -98,9 +98,12 @@ mkdir -p "$CACHE"
 "$VENV/bin/mypy" --no-error-summary >"$CACHE/mypy.log" 2>&1 &
 mypy=$!
 say "pytest -m '$marker'"
+# Two files at a time, for most tests wait more than they compute. Long suites measure and kill: one at a time.
+workers=(--numprocesses 2 --dist loadfile)
+case " $marker ${arguments[*]-} " in " slow "* | *" --pdb "* | *" -s "* | *" -n "*) workers=() ;; esac
 run_pytest() {
     rm -f "$CACHE/began"
-    PYTEST_BEGAN="$CACHE/began" "$VENV/bin/pytest" -m "$marker" ${arguments[@]+"${arguments[@]}"}
+    PYTEST_BEGAN="$CACHE/began" "$VENV/bin/pytest" -m "$marker" ${workers[@]+"${workers[@]}"} ${arguments[@]+"${arguments[@]}"}
 }
 tested=0
 run_pytest || tested=$?

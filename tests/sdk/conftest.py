@@ -24,7 +24,7 @@ T = TypeVar("T")
 _OF_A_DEVELOPER = re.compile(r"(OPENAI|ANTHROPIC|AZURE|LANGCHAIN|LANGSMITH|LLM)_.*|.*_PROXY", re.IGNORECASE)
 _ROUTES = ("thinks", "slow", "breaks", "unloadable", "upper")
 NO_LIMITS = {
-    f"APRENDIZ_RATE_LIMITS__{name}": "1000000/minute" for name in ("PREDICT", "PREDICT_ADDRESS", "FEEDBACK", "LOGIN", "API")
+    f"APRENDIZ_RATE_LIMITS__{name}": "1000000/minute" for name in ("PREDICT", "FEEDBACK", "LOGIN", "API")
 }
 
 

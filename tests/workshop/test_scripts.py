@@ -107,7 +107,7 @@ def test_what_training_needs_comes_first_or_later_but_once(tmp_path: Path) -> No
 def test_a_changed_lock_is_installed(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
     setup.run("--no-train")
-    with (setup.copy / "requirements" / "base.lock").open("a") as lock:
+    with (setup.copy / "requirements" / "memory.lock").open("a") as lock:
         lock.write("# changed\n")
     assert len(setup.run("--no-train")) == 4
 
