@@ -214,7 +214,11 @@ async def build(
     stack.push_async_callback(jobs.aclose)
     await jobs.start()
     serving = Serving(models, promotion)
-    removal = erasure(settings, database, Live(jobs, serving, models, lambda user_id: authenticator.forget(user_id=user_id)))
+    removal = erasure(
+        settings,
+        database,
+        Live(jobs, serving, models, lambda user_id: authenticator.forget(user_id=user_id), models.forget_answers),
+    )
     stack.push_async_callback(removal.aclose)
     await removal.start()
     return Services(

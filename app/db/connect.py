@@ -70,6 +70,8 @@ def compact(connection: sqlite3.Connection) -> None:
     if size > _MEMORY_BYTES:
         connection.execute("PRAGMA temp_store=FILE")
     try:
+        # The index of words only marks what was deleted, until its parts are merged.
+        connection.execute("INSERT INTO chunk_words(chunk_words) VALUES ('optimize')")
         connection.execute("VACUUM")
     finally:
         connection.execute("PRAGMA temp_store=MEMORY")

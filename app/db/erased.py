@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Text, cast, delete, func,
 
 from app.core.ids import first_uuid7
 from app.db.database import Database
-from app.db.schema import PRICED, conversations, erased_costs, feedback, predictions, snapshot_rows
+from app.db.schema import PRICED, chunks, conversations, documents, erased_costs, facts, feedback, predictions, snapshot_rows
 
 _KEPT_MS: Final = 31 * 86_400_000
 """Longer than the longest window of a budget."""
@@ -52,7 +52,14 @@ class Erased:
 
     async def counts(self, user_id: str) -> dict[str, int]:
         """How many rows of each kind belong to the account."""
-        wanted = {"predictions": predictions, "conversations": conversations, "feedback": feedback}
+        wanted = {
+            "predictions": predictions,
+            "conversations": conversations,
+            "feedback": feedback,
+            "documents": documents,
+            "chunks": chunks,
+            "facts": facts,
+        }
 
         def work(connection: Connection) -> dict[str, int]:
             return {

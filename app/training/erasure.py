@@ -154,6 +154,7 @@ class Erasure:
         if self._live is not None:
             self._live.forget(order.user_id)
             await self._live.answers.forget_all_answers()
+            await self._live.recollections(order.user_id)
         await stores.disk.compact()
         left, deleted = await asyncio.to_thread(self._tidy_backups, order.delete_backups)
         await self._note(order)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -117,9 +117,14 @@ class Stores:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What runs in a service, and not beside the command line. ``forget``: the authenticator's, for a user id."""
+    """What runs in a service, and not beside the command line.
+
+    ``forget``: the authenticator's, for a user id. ``recollections``: what memory derived from the person's documents and facts
+    (vectors in a store, cached embeddings), dropped for a user id.
+    """
 
     jobs: Jobs
     serving: Serving
     answers: Answers
     forget: Callable[[str], None]
+    recollections: Callable[[str], Awaitable[None]]

@@ -137,7 +137,13 @@ class World:
         )
         self.models = NoAnswers()
         nothing: Any = None  # nobody here has trained anything
-        live = Live(nothing, nothing, self.models, lambda user_id: self.authenticator.forget(user_id=user_id))
+        live = Live(
+            nothing,
+            nothing,
+            self.models,
+            lambda user_id: self.authenticator.forget(user_id=user_id),
+            self.models.forget_answers,
+        )
         self.erasure = erasure(self.settings, database, live)
         self.app = self._app()
 

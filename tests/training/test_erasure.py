@@ -42,6 +42,7 @@ class Around:
         self.cancelled: list[str] = []
         self.left: list[tuple[str, ...]] = []
         self.forgotten = 0
+        self.unremembered: list[str] = []
 
     async def cancel(self, run_id: str, *, actor: Principal | None) -> RunRecord:
         self.cancelled.append(run_id)
@@ -56,8 +57,11 @@ class Around:
     async def forget_all_answers(self) -> None:
         self.forgotten += 1
 
+    async def recollections(self, user_id: str) -> None:
+        self.unremembered.append(user_id)
+
     def live(self) -> Live:
-        return Live(self, self, self, lambda user_id: None)
+        return Live(self, self, self, lambda user_id: None, self.recollections)
 
 
 async def person(database: Database, settings: Settings, *, state: str = "succeeded") -> tuple[str, str, str]:

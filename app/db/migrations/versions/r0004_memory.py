@@ -11,9 +11,11 @@ branch_labels: str | None = None
 depends_on: str | None = None
 
 _FTS = (
-    # External content: the index holds no second copy of the words. The triggers keep it right whoever deletes a row, a
-    # cascade too.
-    """CREATE VIRTUAL TABLE chunk_words USING fts5(scope, words, content='chunks', content_rowid='number', tokenize='ascii')""",
+    # External content and no positions: the index holds no second copy of a text, only which words stand in it. The triggers
+    # keep it right whoever deletes a row, a cascade too.
+    """CREATE VIRTUAL TABLE chunk_words USING fts5(
+        scope, words, content='chunks', content_rowid='number', tokenize='ascii', detail='column'
+    )""",
     """CREATE TRIGGER chunks_inserted AFTER INSERT ON chunks BEGIN
         INSERT INTO chunk_words(rowid, scope, words) VALUES (new.number, new.scope, new.words);
     END""",
