@@ -549,7 +549,7 @@ async def test_admins_invite_change_and_delete(world: World) -> None:
         assert (await client.get("/auth/me", headers=token)).status_code == 401
         token = bearer(await world.bearer())
         assert (await client.delete(users, headers=root)).status_code == 204
-        assert world.models.forgotten == ["all"]
+        assert world.models.forgotten == ["all", f"recollections of {ada}"]
         assert (await client.get("/auth/me", headers=token)).status_code == 401
         absent = await client.delete(users, headers=root)
         assert absent.status_code == 404

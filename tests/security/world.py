@@ -103,6 +103,9 @@ class NoAnswers:
     async def forget_all_answers(self) -> None:
         self.forgotten.append("all")
 
+    async def forget_recollections(self, user_id: str) -> None:
+        self.forgotten.append(f"recollections of {user_id}")
+
 
 class World:
     """All parts, joined as ``app.main`` joins them."""
@@ -142,7 +145,7 @@ class World:
             nothing,
             self.models,
             lambda user_id: self.authenticator.forget(user_id=user_id),
-            self.models.forget_answers,
+            self.models.forget_recollections,
         )
         self.erasure = erasure(self.settings, database, live)
         self.app = self._app()
