@@ -169,9 +169,7 @@ class Aprendiz(Proxy):
 
     def _settings(self) -> dict[str, str]:
         upstreams = {"mock": {"base_url": f"http://127.0.0.1:{self.upstream}", "models": ["*"]}}
-        limits = {
-            f"APRENDIZ_RATE_LIMITS__{name}": "9999999/minute" for name in ("PREDICT", "API", "FEEDBACK")
-        }
+        limits = {f"APRENDIZ_RATE_LIMITS__{name}": "9999999/minute" for name in ("PREDICT", "API", "FEEDBACK")}
         return {"APRENDIZ_PROVIDERS__UPSTREAMS": json.dumps(upstreams), **limits}
 
 
