@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from app.core.errors import AprendizError, ContextOverflow
 from app.core.metrics import Metrics
 from app.core.settings import Cache
-from app.core.types import Event, Example, GenerationRequest, Message, Sampling
+from app.core.types import Context, Event, Example, GenerationRequest, Message, Passage, RecalledFact, Sampling
 from app.models.recording import Origin, Recorder, Recording, size_of
 
 _KEPT: Final = frozenset({"stop", "length", "tool_calls"})
@@ -42,7 +42,12 @@ _APART: Final = {
 }
 """Of a request, what does not shape the answer; everything else does, whatever is added."""
 _SHAPING: Final = tuple(field.name for field in dataclasses.fields(GenerationRequest) if field.name not in _APART)
-_FIELDS: Final = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in (Message, Sampling, Example)}
+_FOUND_APART: Final = {"score", "said_at"}
+"""Of what was found, what a model is not shown and what says nothing of its words."""
+_FIELDS: Final = {
+    kind: tuple(field.name for field in dataclasses.fields(kind) if field.name not in _FOUND_APART)
+    for kind in (Message, Sampling, Example, Context, Passage, RecalledFact)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +361,7 @@ class MemoryStore:
 
 
 def _plain(value: object) -> Any:
-    if isinstance(value, Message | Sampling | Example):
+    if isinstance(value, Message | Sampling | Example | Context | Passage | RecalledFact):
         return [getattr(value, name) for name in _FIELDS[type(value)]]
     if isinstance(value, Mapping):
         return dict(value)

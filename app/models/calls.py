@@ -31,6 +31,7 @@ from app.models.pool import Pool
 from app.models.recording import Recording
 from app.models.replay import Again, Replay
 from app.models.routing import Names, Plan
+from app.models.showing import shown
 from app.models.stores import PredictionStore, Recall
 from app.models.targets import Targets
 from app.models.tries import Tries
@@ -222,7 +223,7 @@ class Calls:
         try:
             if self._desk.ledger is not None:
                 names = [each.spec.public_name for each in plan.candidates]
-                hold = await self._desk.ledger.admit(call.request, call.principal, names, call.id)
+                hold = await self._desk.ledger.admit(shown(call.request), call.principal, names, call.id)
             tries = self._tries(call)
             await self._reserve(tries)
             return await self._live(call, tries, hold, lease)

@@ -8,10 +8,13 @@ import dataclasses
 import json
 
 from app.core.errors import ContextOverflow, EngineUnavailable, InvalidRequest
-from app.core.settings import Model
+from app.core.settings import Memory, Model
 from app.core.types import GenerationRequest, Message
+from app.models.context import Ruler, fit_context
 from app.models.shortening import shorten
+from app.models.showing import shown
 from app.providers.base import Capabilities, LoadedModel
+from app.providers.estimate import prompt_tokens
 
 _COUNT_S = 15.0
 _TEMPLATE_BYTES = 64
@@ -23,8 +26,12 @@ _EXAMPLES_SHARE = 4
 _CHARACTERS_PER_TOKEN = 3
 
 
-async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) -> GenerationRequest:
-    """``request`` with the defaults of ``settings``, its answer capped by what the context leaves beside the prompt.
+_MEMORY = Memory()
+
+
+async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model, memory: Memory = _MEMORY) -> GenerationRequest:
+    """``request`` with the defaults of ``settings``, its answer capped by what the context leaves beside the prompt, and of
+    what was found for it as much as the budgets of ``memory`` and the context let in.
 
     Other people's models get it as the caller wrote it: our defaults are those of a small model of our own. Hints that a model
     does not know (``reasoning_effort``, ``thinking``) are left to it, which ignores them.
@@ -41,34 +48,19 @@ async def fit(request: GenerationRequest, loaded: LoadedModel, settings: Model) 
     sampling = request.sampling
     if able.remote:
         request = await _shortened(request, loaded, sampling.max_tokens or 1)
+        request = await _with_context(request, loaded, memory, sampling.max_tokens or settings.max_tokens)
         await _cap(request, loaded, sampling.max_tokens or 1)
         return dataclasses.replace(request, examples=()) if request.examples else request
     request = as_asked(request, loaded, settings)
     wanted = settings.max_tokens if sampling.max_tokens is None else sampling.max_tokens
     request = await _shortened(request, loaded, wanted)
+    request = await _with_context(request, loaded, memory, wanted)
     allowed = await _cap(request, loaded, wanted)
     if allowed != sampling.max_tokens or sampling.temperature is None:
         temperature = settings.temperature if sampling.temperature is None else sampling.temperature
         sampling = dataclasses.replace(sampling, max_tokens=allowed, temperature=temperature)
     request = dataclasses.replace(request, sampling=sampling)
     return await _with_room(request, loaded, allowed) if request.examples else request
-
-
-def shown(request: GenerationRequest) -> GenerationRequest:
-    """``request`` with its examples written out as earlier turns, after the system message: what a model is given.
-
-    Not before it is given to one: what is stored and shared are the caller's own words, and the examples' ids.
-    """
-    if not request.examples:
-        return request
-    messages = request.messages
-    at = next((index for index, message in enumerate(messages) if message.role not in ("system", "developer")), len(messages))
-    turns = (
-        message
-        for example in request.examples
-        for message in (Message("user", example.prompt), Message("assistant", example.answer))
-    )
-    return dataclasses.replace(request, messages=(*messages[:at], *turns, *messages[at:]), examples=())
 
 
 def as_asked(request: GenerationRequest, loaded: LoadedModel, settings: Model) -> GenerationRequest:
@@ -104,6 +96,24 @@ async def _shortened(request: GenerationRequest, loaded: LoadedModel, wanted: in
     return await shorten(request, count, most=context - min(wanted, context // 2))
 
 
+async def _with_context(request: GenerationRequest, loaded: LoadedModel, memory: Memory, wanted: int) -> GenerationRequest:
+    """``request`` with as much of what was found for it as fits. Room for half a context of answer is made at most.
+
+    Other people's models are not asked how long a prompt is, for each question would be a call: it is estimated.
+    """
+    if request.context is None and not request.recalled:
+        return request
+
+    async def count(written: GenerationRequest) -> int:
+        return prompt_tokens(written) if loaded.capabilities.remote else await _count(written, loaded)
+
+    context = loaded.capabilities.context_tokens
+    room = None if context is None else context - min(wanted, context // 2)
+    own = dataclasses.replace(request, examples=())
+    fitted = await fit_context(own, Ruler(count, most_tokens), memory, room)
+    return dataclasses.replace(fitted, examples=request.examples)
+
+
 async def _with_room(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> GenerationRequest:
     """``request`` with as many of its examples as fit: into a quarter of the context, and beside the prompt and the answer.
 
@@ -133,6 +143,7 @@ async def _cap(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> 
     context = loaded.capabilities.context_tokens
     if context is None:
         return wanted
+    request = shown(dataclasses.replace(request, examples=()))
     # Byte-level vocabularies make at most one token of a byte, so a short prompt needs no question to the engine.
     if most_tokens(request) + wanted <= context:
         return wanted

@@ -14,16 +14,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from app.core.errors import UpstreamError
-from app.core.records import PredictionRecord
-from app.core.types import Answer, Event, GenerationRequest, Sampling
+from app.core.records import FactRecord, PredictionRecord
+from app.core.types import Answer, Context, Event, GenerationRequest, Sampling
 
 
 @dataclass(frozen=True)
 class Completed:
-    """The end of a generation: the prediction, stored, and its answer."""
+    """The end of a generation: the prediction, stored, and its answer.
+
+    ``context``: what was found for it and shown; the prediction names its ids. ``proposed``: facts that its question states.
+    """
 
     prediction: PredictionRecord
     answer: Answer
+    context: Context | None = None
+    proposed: tuple[FactRecord, ...] = ()
 
 
 class Generation(abc.ABC):
@@ -56,6 +61,11 @@ class Generation(abc.ABC):
     def examples(self) -> int:
         """How many approved corrections the model is shown."""
         return 0
+
+    @property
+    def context(self) -> Context | None:
+        """What was found for the call and is shown to the model."""
+        return None
 
     async def __aenter__(self) -> Self:
         return self
@@ -97,7 +107,10 @@ class Generation(abc.ABC):
 
 def to_input(request: GenerationRequest) -> Mapping[str, Any]:
     """The structured input as it is stored: ``{"messages": [...], "sampling": {...}}``; sampling without what is not set, and
-    ``raw``, ``door`` and ``examples`` (ids of feedback) where the request has them."""
+    ``raw``, ``door``, ``examples`` (ids of feedback) and ``context`` where the request has them.
+
+    Of the context only ids and counts: whoever deletes a document or a fact leaves no copy of it here.
+    """
     sampling = {name: value for name in _SAMPLING if (value := getattr(request.sampling, name)) not in (None, ())}
     stored: dict[str, Any] = {"messages": [message.to_wire() for message in request.messages], "sampling": sampling}
     if request.raw:
@@ -106,7 +119,21 @@ def to_input(request: GenerationRequest) -> Mapping[str, Any]:
         stored["door"] = request.door
     if request.examples:
         stored["examples"] = [example.id for example in request.examples]
+    if request.context is not None:
+        stored["context"] = _named(request.context)
     return stored
+
+
+def _named(context: Context) -> Mapping[str, Any]:
+    named: dict[str, Any] = {"turns": context.turns, "summary": context.summary is not None}
+    for kind, ids in (
+        ("facts", [fact.id for fact in context.facts]),
+        ("passages", [passage.id for passage in context.passages]),
+        ("documents", list(dict.fromkeys(passage.document_id for passage in context.passages))),
+    ):
+        if ids:
+            named[kind] = ids
+    return named | ({"left_out": dict(context.left_out)} if context.left_out else {})
 
 
 _SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))

@@ -22,6 +22,7 @@ from app.core.records import PredictionRecord, PredictionStatus
 from app.core.text import storable
 from app.core.types import (
     Answer,
+    Context,
     Event,
     FinishReason,
     Folder,
@@ -34,9 +35,10 @@ from app.core.types import (
 )
 from app.models.cache import Lease
 from app.models.costs import Hold
-from app.models.fitting import shown
 from app.models.generation import Completed, Generation, to_input
+from app.models.offered import OfferedCalls
 from app.models.recording import Origin
+from app.models.showing import shown
 from app.models.stores import PredictionStore
 from app.models.targets import Attempt
 from app.models.tries import Tries
@@ -102,6 +104,7 @@ class LiveGeneration(Generation):
         self._work = work
         self._tries = work.tries
         self._folder = Folder()
+        self._offered = OfferedCalls(work.request.sampling)
         self._pieces = 0
         self._characters = 0
         self._begun = False
@@ -134,6 +137,11 @@ class LiveGeneration(Generation):
         """As `Generation.examples`."""
         return len(self._attempt.request.examples)
 
+    @property
+    def context(self) -> Context | None:
+        """As `Generation.context`."""
+        return self._attempt.request.context
+
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -150,7 +158,8 @@ class LiveGeneration(Generation):
                 self._note(batch)
                 if self._folder.finished is not None:
                     break
-                yield batch
+                if batch:
+                    yield batch
                 if self._interruption is not None:
                     raise self._interruption.again()  # itself would hold, by its traceback, this object and all of the answer
             answer = self._folder.answer()
@@ -166,7 +175,7 @@ class LiveGeneration(Generation):
             raise self._storage_error or self._interruption or UpstreamError("The answer was not kept. Try again.")
         if batch is not None:
             yield batch
-        yield Completed(self._record, answer)
+        yield Completed(self._record, answer, self.context)
 
     def interrupt(self, error: AprendizError) -> None:
         """Ends it from outside with ``error``, whether it waits for the engine, for its consumer, or was never begun."""
@@ -188,7 +197,8 @@ class LiveGeneration(Generation):
         assert reader is not None  # noqa: S101  # coroutines run in tasks
         cancels = reader.cancelling()
         try:
-            return await (self._tries.attempt.next() if self._begun else self._tries.first())
+            batch = await (self._tries.attempt.next() if self._begun else self._tries.first())
+            return None if batch is None else self._offered.only(batch)
         except (asyncio.CancelledError, AprendizError) as error:
             if self._interruption is None:
                 raise
@@ -276,7 +286,16 @@ class LiveGeneration(Generation):
         if request.messages[len(head) :] != asked:
             return  # shortened to fit: what is stored with an answer must be what the model read
         kept = self._record
-        origin = Origin(kept.provider, kept.model, kept.version, head, request.sampling, self.fallback, request.examples)
+        origin = Origin(
+            provider=kept.provider,
+            model=kept.model,
+            version=kept.version,
+            head=head,
+            sampling=request.sampling,
+            fallback=self.fallback,
+            examples=request.examples,
+            context=request.context,
+        )
         await work.lease.keep(origin)
 
     async def _keep(self, end: _End, cost: int | None) -> None:

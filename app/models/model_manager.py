@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from app.core.errors import AprendizError, UnknownModel
 from app.core.metrics import Metrics
 from app.core.records import AliasRecord, VersionRecord
-from app.core.settings import Model, Routing, Upstream
+from app.core.settings import Memory, Model, Routing, Upstream
 from app.core.types import EmbeddingRequest, Embeddings, GenerationRequest, ModelSpec, Principal, VersionInfo
 from app.models.aliases import DEFAULT, Aliases, Guard, Order, anything
 from app.models.cache import ResponseCache
@@ -44,6 +44,7 @@ T = TypeVar("T")
 _TICK_S = 2.0
 _END_S = 15.0
 _NO_ROUTES = Routing()
+_BUDGETS = Memory()
 _NO_NOTE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -60,6 +61,7 @@ class ModelManager:
         cache: answers to be given again; None: there are none.
         ledger: prices and budgets; None: nothing has a price.
         recall: approved corrections, to be shown with similar questions; None: none are.
+        memory: budgets of what is recalled for a call.
         guard: who may serve; see `app.models.aliases.Guard`.
         clock: seconds, monotonic.
         rng: for weights and jitter.
@@ -77,6 +79,7 @@ class ModelManager:
         cache: ResponseCache | None = None,
         ledger: Ledger | None = None,
         recall: Recall | None = None,
+        memory: Memory = _BUDGETS,
         guard: Guard = anything,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
@@ -100,6 +103,7 @@ class ModelManager:
             active=lambda: self._calls.active,
             heard=self._keeper.heard,
             spawn=self._spawn,
+            memory=memory,
         )
         self._cache = cache
         self._recall = recall

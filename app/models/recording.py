@@ -13,7 +13,18 @@ from typing import Any, Final
 
 import msgspec
 
-from app.core.types import Event, Example, Finished, Message, ReasoningDelta, Sampling, TextDelta, TokenLogprobs, ToolCallDelta
+from app.core.types import (
+    Context,
+    Event,
+    Example,
+    Finished,
+    Message,
+    ReasoningDelta,
+    Sampling,
+    TextDelta,
+    TokenLogprobs,
+    ToolCallDelta,
+)
 
 PIECE: Final = 2048
 """Characters that a replay sends in one piece, where they came in smaller ones."""
@@ -25,7 +36,7 @@ class Origin:
     """Where an answer came from.
 
     ``head``: messages that this service put in front of the caller's. ``sampling``: as the model got it. ``fallback``: as in
-    `app.core.records.PredictionRecord`. ``examples``: that the model was shown.
+    `app.core.records.PredictionRecord`. ``examples``, ``context``: that the model was shown.
     """
 
     provider: str
@@ -35,6 +46,7 @@ class Origin:
     sampling: Sampling = field(default_factory=Sampling)
     fallback: str | None = None
     examples: tuple[Example, ...] = ()
+    context: Context | None = None
 
 
 @dataclass(frozen=True, slots=True)

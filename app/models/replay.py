@@ -14,7 +14,7 @@ from app.core.errors import AprendizError
 from app.core.metrics import Metrics
 from app.core.records import PredictionRecord
 from app.core.text import storable
-from app.core.types import Answer, Event, Folder, GenerationRequest, Principal
+from app.core.types import Answer, Context, Event, Folder, GenerationRequest, Principal
 from app.models.generation import Completed, Generation, to_input
 from app.models.recording import Recording
 from app.models.stores import PredictionStore
@@ -69,6 +69,11 @@ class Replay(Generation):
         """As `Generation.examples`."""
         return len(self._origin.examples)
 
+    @property
+    def context(self) -> Context | None:
+        """As `Generation.context`."""
+        return self._origin.context
+
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -86,7 +91,7 @@ class Replay(Generation):
         record = self._to_record(answer)
         await self._keep(record)
         yield self._events
-        yield Completed(record, answer)
+        yield Completed(record, answer, self.context)
 
     async def _keep(self, record: PredictionRecord) -> None:
         """Stores it, to the end even if the caller leaves meanwhile."""
@@ -111,6 +116,7 @@ class Replay(Generation):
             messages=(*origin.head, *again.request.messages),
             sampling=origin.sampling,
             examples=origin.examples,
+            context=origin.context,
         )
         return PredictionRecord(
             id=self.id,

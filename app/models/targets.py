@@ -25,13 +25,14 @@ from app.core.errors import (
     UpstreamTimeout,
 )
 from app.core.metrics import Metrics
-from app.core.settings import FallbackClass, Model
+from app.core.settings import FallbackClass, Memory, Model
 from app.core.types import Event, GenerationRequest, ModelSpec
 from app.models.deployment import Deployment
-from app.models.fitting import fit, shown
+from app.models.fitting import fit
 from app.models.pool import Pool
 from app.models.resilience import BreakerState, Permit, RetryBudget, class_of, is_failure
 from app.models.scheduler import Ticket
+from app.models.showing import shown
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ class Attempt:
         self.deployment = deployment
         self.ticket = ticket
         self.request = request
-        """The request as this target gets it: with its defaults, within its limits; `app.models.fitting.shown` writes the
-        examples out."""
+        """The request as this target gets it: with its defaults, within its limits; `app.models.showing.shown` writes
+        examples and context out."""
         self.begun_at: float | None = None
         """When the target heard of it, if it has."""
         self._stream: AsyncGenerator[Sequence[Event], None] | None = None
@@ -128,6 +129,7 @@ class Targets:
         active: how many calls are in flight, for the retry budget.
         heard: takes the outcome of each attempt, with what was asked: None where it was answered.
         spawn: runs what must outlive its caller.
+        memory: budgets of what is recalled.
     """
 
     def __init__(
@@ -141,8 +143,10 @@ class Targets:
         active: Callable[[], int],
         heard: Callable[[ModelSpec, AprendizError | None], None] = lambda _spec, _error: None,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
+        memory: Memory,
     ) -> None:
         self._settings = settings
+        self._memory = memory
         self._pool = pool
         self._active = active
         self._heard = heard
@@ -168,7 +172,7 @@ class Targets:
             self._heard(spec, error)
             raise
         try:
-            fitted = await fit(request, deployment.loaded, self._settings)
+            fitted = await fit(request, deployment.loaded, self._settings, self._memory)
             return Attempt(deployment, ticket, fitted, self._permit(deployment), self)
         except BaseException:
             deployment.scheduler.release(ticket)

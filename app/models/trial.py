@@ -18,9 +18,10 @@ from app.core.errors import EngineUnavailable, Overloaded, ShuttingDown, Upstrea
 from app.core.settings import Model
 from app.core.types import Answer, EngineState, Event, Folder, GenerationRequest, ModelSpec, VersionInfo
 from app.models.deployment import Deployment
-from app.models.fitting import as_asked, fit, shown
+from app.models.fitting import as_asked, fit
 from app.models.pool import Pool
 from app.models.scheduler import Ticket
+from app.models.showing import shown
 from app.providers.base import Capabilities, Scores
 
 logger = logging.getLogger(__name__)
