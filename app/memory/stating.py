@@ -26,7 +26,8 @@ _TALK: Final = 400
 _CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,400}`", re.DOTALL)
 _QUOTED_LINE = re.compile(r"(?m)^[ \t]*(?:>|\||[-*•][ \t]|\d{1,3}[.)][ \t]|#|\t| {4}).*$")
 _QUOTES = re.compile(
-    r"\"[^\"\n]{0,2000}(?:\"|$)|“[^”\n]{0,2000}(?:”|$)|«[^»\n]{0,2000}(?:»|$)|‘[^’\n]{0,2000}’(?!\w)|(?<!\w)'[^'\n]{1,2000}'(?!\w)",
+    r"\"[^\"\n]{0,2000}(?:\"|$)|“[^”\n]{0,2000}(?:”|$)|«[^»\n]{0,2000}(?:»|$)|‘[^’\n]{0,2000}’(?!\w)|"
+    r"(?<!\w)'[^'\n]{1,2000}'(?!\w)",
     re.MULTILINE,
 )
 _GAP: Final = "\x00"
@@ -40,56 +41,73 @@ _CLAUSES = re.compile(
 )
 _ASKING = re.compile(
     r"[,:;–—-] ?(?=(?:so )?(?:and )?(?:what|how|where|when|who|why|which|can|could|would|will|should|is|are|do|does|did|any|"
-    r"que|qué|como|cómo|donde|dónde|cuando|cuándo|quien|quién|por que|por qué|cual|cuál|puedes|podrías|podrias|me puedes|sabes|hay)\b)",
+    r"que|qué|como|cómo|donde|dónde|cuando|cuándo|quien|quién|por que|por qué|cual|cuál|puedes|podrías|podrias|me puedes|"
+    r"sabes|hay)\b)",
     re.IGNORECASE,
 )
 _CUT = re.compile(
-    r",? (?:so (?:please|can|could|what|how|i need)|please|could you|can you|thanks|thank you|así que|asi que|por favor|gracias|"
+    r",? (?:so (?:please|can|could|what|how|i need)|please|could you|can you|thanks|thank you|así que|asi que|por favor|"
+    r"gracias|"
     r"puedes|podrías|what do you|help me|ayúdame|ayudame)\b.*$|\s*[:–—]\s.*$|,? (?:by the way|btw|por cierto|right|ok|okay)$",
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
-    r"\b(?:if|unless|suppose|supposing|imagine|pretend|wish|hypothetically|assume|assuming|as though|let's say|for example|for instance|"
+    r"\b(?:if|unless|suppose|supposing|imagine|pretend|wish|hypothetically|assume|assuming|as though|let's say|for example|"
+    r"for instance|"
     r"e\.g|would|could|might|maybe|perhaps|say that|said|says|told|tells|writes|wrote|used to|"
-    r"si|supongamos|supon|imagina|imaginemos|imaginate|finge|fingir|ojala|quizas|quiza|tal vez|a lo mejor|como si|por ejemplo|digamos|"
+    r"si|supongamos|supon|imagina|imaginemos|imaginate|finge|fingir|ojala|quizas|quiza|tal vez|a lo mejor|como si|"
+    r"por ejemplo|digamos|"
     r"dijo|dice|dicen que|decia|conto|escribio|seria|fuera|fuese|viviera|tuviera|en caso de|hipoteticamente)\b",
     re.IGNORECASE,
 )
 _TEXT_TASK = re.compile(
-    r"\b(?:translat(?:e|ion)|proofread|paraphrase|rewrite|rephrase|summari[sz]e|correct (?:this|the|my|these)|fix (?:this|the|my)|"
-    r"grammar|classify|extract|role-?play|act as|pretend|imagine you|following (?:text|sentence|message|email|letter|story)|lyrics|"
-    r"traduce|traducir|traduccion|tradúce(?:me|lo)?|corrige|corregir|parafrasea|reescribe|reformula|resume|resumir|clasifica|extrae|"
+    r"\b(?:translat(?:e|ion)|proofread|paraphrase|rewrite|rephrase|summari[sz]e|correct (?:this|the|my|these)|fix (?:this|"
+    r"the|my)|"
+    r"grammar|classify|extract|role-?play|act as|pretend|imagine you|following (?:text|sentence|message|email|letter|story)|"
+    r"lyrics|"
+    r"traduce|traducir|traduccion|tradúce(?:me|lo)?|corrige|corregir|parafrasea|reescribe|reformula|resume|resumir|"
+    r"clasifica|extrae|"
     r"actúa como|actua como|finge|imagina que|siguiente (?:texto|frase|mensaje|carta|correo)|gramática|letra de)\b",
     re.IGNORECASE,
 )
 _LEAD = re.compile(
-    r"^(?:(?:hi|hello|hey|hiya|good (?:morning|afternoon|evening)|well|ok|okay|so|also|and|but|oh|actually|btw|by the way|fyi|just so you know|"
-    r"please note(?: that)?|for context|for your information|note that|you should know(?: that)?|as for me|to be honest|honestly|personally|"
-    r"keep in mind(?: that)?|hola|buenas|buenos dias|buenas tardes|buenas noches|oye|mira|bueno|pues|vale|ademas|tambien|por cierto|"
-    r"para que lo sepas|ten en cuenta que|y|pero|la verdad(?: es que)?|sinceramente|en realidad|claro|encantad[oa]|thanks|thank you|gracias|"
+    r"^(?:(?:hi|hello|hey|hiya|good (?:morning|afternoon|evening)|well|ok|okay|so|also|and|but|oh|actually|btw|by the way|"
+    r"fyi|just so you know|"
+    r"please note(?: that)?|for context|for your information|note that|you should know(?: that)?|as for me|to be honest|"
+    r"honestly|personally|"
+    r"keep in mind(?: that)?|hola|buenas|buenos dias|buenas tardes|buenas noches|oye|mira|bueno|pues|vale|ademas|tambien|"
+    r"por cierto|"
+    r"para que lo sepas|ten en cuenta que|y|pero|la verdad(?: es que)?|sinceramente|en realidad|claro|encantad[oa]|thanks|"
+    r"thank you|gracias|"
     r"nice to meet you|mucho gusto|there|everyone|all)[ ,:!.-]+)+",
     re.IGNORECASE,
 )
 _REMEMBER = re.compile(
-    r"^(?:please |can you |could you |por favor,? |puedes |podrias )?(?:remember|do ?n[o']t forget|don't forget|never forget|memori[sz]e|"
+    r"^(?:please |can you |could you |por favor,? |puedes |podrias )?(?:remember|do ?n[o']t forget|don't forget|"
+    r"never forget|memori[sz]e|"
     r"make a note|save|store|recuerda|acuerdate|no olvides|no te olvides|memoriza|apunta|anota|guarda|ten presente)"
     r"(?:(?: this| esto)?:| that| de que| que| my| mi| i) ?(?=\S)",
     re.IGNORECASE,
 )
 _STANDING = re.compile(
-    r"^(?:my (?:full |first |last )?(?:name|nickname|pronouns)\b|i am called|i'm called|(?:please )?(?:you can |just )?call me\b|"
+    r"^(?:my (?:full |first |last )?(?:name|nickname|pronouns)\b|i am called|i'm called|(?:please )?(?:you can |"
+    r"just )?call me\b|"
     r"(?:please )?(?:always|never|from now on|going forward)\b|(?:please )?(?:answer|reply|respond|speak|talk)\b|"
     r"i prefer (?:short|brief|long|concise|detailed|simple|answers|replies|responses|formal|informal|you)|"
-    r"(?:yo )?me llamo\b|mi (?:nombre|apodo)\b|(?:por favor,? )?(?:puedes llamarme|llamame)\b|(?:por favor,? )?(?:siempre|nunca)\b|"
+    r"(?:yo )?me llamo\b|mi (?:nombre|apodo)\b|(?:por favor,? )?(?:puedes llamarme|llamame)\b|(?:por favor,? )?(?:siempre|"
+    r"nunca)\b|"
     r"(?:a partir de ahora|de ahora en adelante|desde ahora|en adelante)\b|"
     r"(?:por favor,? )?(?:responde|contesta|habla|respondeme|contestame|hablame|escribeme|tratame|tuteame)\b|"
     r"prefiero (?:respuestas|que me|las respuestas|explicaciones|un tono))",
     re.IGNORECASE,
 )
 _SECRET = re.compile(
-    r"\b(?:pass ?words?|pass ?phrase|passcode|passwd|pins?|cvv|cvc|api[ _-]?keys?|access[ _-]?keys?|private keys?|secrets?|tokens?|ssn|"
-    r"social security|credit card|card number|debit card|bank account|account number|iban|routing number|passport|seed phrase|otp|"
-    r"contrasenas?|claves?|pin|secretos?|seguridad social|tarjeta|numero de cuenta|cuenta bancaria|pasaporte|dni|nie|nif|curp)\b"
+    r"\b(?:pass ?words?|pass ?phrase|passcode|passwd|pins?|cvv|cvc|api[ _-]?keys?|access[ _-]?keys?|private keys?|secrets?|"
+    r"tokens?|ssn|"
+    r"social security|credit card|card number|debit card|bank account|account number|iban|routing number|passport|"
+    r"seed phrase|otp|"
+    r"contrasenas?|claves?|pin|secretos?|seguridad social|tarjeta|numero de cuenta|cuenta bancaria|pasaporte|dni|nie|nif|"
+    r"curp)\b"
     r"|-----BEGIN|(?:\d[ ./-]?){9,}|\b(?=\w*\d)(?=\w*[A-Za-z])[\w-]{16,}\b|\b(?:sk|pk|ghp|apz|hf|xox[a-z])[-_]\w{8,}",
     re.IGNORECASE,
 )
@@ -165,7 +183,14 @@ def _fact(clause: str, *, short: bool) -> str | None:
     if remember is not None:
         # "Remember my …" and "remember I …" keep the word that says whose it is.
         words = remember.group().rstrip()
-        start = remember.end() - len(re.search(r"(?:\b(?:my|mi|i) ?)?$", remember.group(), re.IGNORECASE).group())  # type: ignore[union-attr]
+        start = remember.end() - len(
+            re.search(
+                r"(?:\b(?:my|mi|"
+                r"i) ?)?$",
+                remember.group(),
+                re.IGNORECASE,
+            ).group()
+        )  # type: ignore[union-attr]
         clause, plain = clause[start:], plain[start:]
         if not short and not _states(plain) and not re.search(r"(?i)\b(?:my|mi|i)$", words):
             return None
