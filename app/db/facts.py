@@ -212,11 +212,6 @@ class Facts:
         return await self._database.write(work)
 
 
-def count_of(connection: Connection, user_id: str) -> int:
-    """How many facts and proposals an account has; for the report of an erasure."""
-    return int(connection.execute(select(func.count()).select_from(facts).where(_of(user_id))).scalar_one())
-
-
 def _of(user_id: str, state: FactState | None = None) -> ColumnElement[bool]:
     wanted = facts.c.state.in_(("proposed", "kept")) if state is None else facts.c.state == state
     return and_(facts.c.user_id == user_id, wanted)

@@ -86,7 +86,7 @@ _REMEMBER = re.compile(
     r"^(?:please |can you |could you |por favor,? |puedes |podrias )?(?:remember|do ?n[o']t forget|don't forget|"
     r"never forget|memori[sz]e|"
     r"make a note|save|store|recuerda|acuerdate|no olvides|no te olvides|memoriza|apunta|anota|guarda|ten presente)"
-    r"(?:(?: this| esto)?:| that| de que| que| my| mi| i) ?(?=\S)",
+    r"(?:(?: this| esto)?:| that| de que| que|(?= (?:my|mi|i)\b))[ ]*(?=\S)",
     re.IGNORECASE,
 )
 _STANDING = re.compile(
@@ -181,18 +181,8 @@ def _fact(clause: str, *, short: bool) -> str | None:
     plain = _plain(clause)
     remember = _REMEMBER.match(plain)
     if remember is not None:
-        # "Remember my …" and "remember I …" keep the word that says whose it is.
-        words = remember.group().rstrip()
-        start = remember.end() - len(
-            re.search(
-                r"(?:\b(?:my|mi|"
-                r"i) ?)?$",
-                remember.group(),
-                re.IGNORECASE,
-            ).group()
-        )  # type: ignore[union-attr]
-        clause, plain = clause[start:], plain[start:]
-        if not short and not _states(plain) and not re.search(r"(?i)\b(?:my|mi|i)$", words):
+        clause, plain = clause[remember.end() :], plain[remember.end() :]
+        if not short and not _states(plain):
             return None
     clause = _CUT.sub("", clause).strip(" ,;:.!…")
     plain = _plain(clause)
