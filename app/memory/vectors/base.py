@@ -43,6 +43,9 @@ class VectorSource(Protocol):
     async def generation(self, user_id: str, collection: str) -> int:
         """Changes with each change there. Read it before `ids`: then what changes meanwhile is noticed the next time."""
 
+    async def generations(self) -> Mapping[tuple[str, str], int]:
+        """All of them, by owner and collection; what is not there is 0."""
+
     async def ids(self, partition: Partition) -> Mapping[str, str]:
         """The content hash by id of everything in the partition that has a vector of its space."""
 
