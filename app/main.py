@@ -58,10 +58,12 @@ from app.db.runs import Canaries, GateAttempts, Runs
 from app.db.sessions import Sessions
 from app.db.snapshots import Snapshots
 from app.db.users import Users
+from app.db.vectors import Vectors
 from app.db.versions import Aliases, Versions
 from app.db.votes import Votes
 from app.memory.conversations import ConversationMemory
 from app.memory.examples import ExampleMemory
+from app.memory.vectors.stores import make_store
 from app.models.adapters import Adapters
 from app.models.cache import ResponseCache
 from app.models.costs import Ledger
@@ -161,6 +163,9 @@ async def build(
     stack.push_async_callback(database.aclose)
     users, sessions, keys = Users(database), Sessions(database), Keys(database)
     predictions, conversations, audit = Predictions(database), Conversations(database), Audit(database)
+    vectors = make_store(settings, Vectors(database), database)
+    stack.push_async_callback(vectors.aclose)
+    await vectors.open()
     tokens = SessionTokens(settings.security)
     authenticator = Authenticator(settings, tokens=tokens, users=users, sessions=sessions, keys=keys)
     stack.push_async_callback(authenticator.aclose)
@@ -248,6 +253,7 @@ async def build(
             serving=serving,
         ),
         erasure=removal,
+        vectors=vectors,
     )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from app.db.snapshots import Snapshots
     from app.memory.conversations import ConversationMemory
     from app.memory.examples import ExampleMemory
+    from app.memory.vectors.base import VectorStore
     from app.models.model_manager import ModelManager
     from app.security.accounts import Accounts
     from app.security.auth import Authenticator
@@ -67,6 +68,7 @@ class Services:
     snapshot_store: Snapshots
     lineage: Lineage
     erasure: Erasure
+    vectors: VectorStore
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the service begins to shut down: not ready any more, idle sockets close."""
 
