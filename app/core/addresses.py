@@ -63,6 +63,26 @@ def upstream_address(name: str, upstream: Upstream) -> Address:
     return address
 
 
+def server_address(setting: str, url: str) -> Address:
+    """The address of a server of the operator's own, as written in ``setting``: it may be private, and gets no credentials.
+
+    Raises ConfigurationError as `upstream_address`.
+    """
+    try:
+        return _parse(url, private=False)
+    except ValueError as error:
+        raise ConfigurationError(f"{setting}: {str(error).partition(';')[0]}.") from None
+
+
+def forbidden(number: IpAddress) -> bool:
+    """Whether an address that a name led to is one where no server of ours is: link-local, metadata, of no single machine."""
+    try:
+        _reach(number, private=False)
+    except ValueError:
+        return True
+    return False
+
+
 def _stays_inside(address: Address, upstream: Upstream) -> bool:
     return address.reach == "private" or (address.reach == "name" and upstream.private)
 

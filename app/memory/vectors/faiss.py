@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from app.core.errors import AprendizError
 from app.memory.vectors.base import VectorSource
@@ -13,8 +13,6 @@ from app.memory.vectors.following import FollowingStore
 from app.memory.vectors.layout import sweep
 from app.memory.vectors.process import StoreProcess
 from app.memory.vectors.wire import collection_hash, user_hash
-
-FOLDER: Final = "vectors"
 
 logger = logging.getLogger(__name__)
 

@@ -72,7 +72,8 @@ class FollowingStore:
         for _ in range(_ATTEMPTS):
             with suppress(ChildGone):
                 await self._follow(partition, key, None)
-                await self._ask(wire.Purge(key), self._step_s)
+                if isinstance(await self._ask(wire.Purge(key), self._step_s), wire.Stale):
+                    await self._follow(partition, key, None)
                 return
         raise Unavailable("The index of vectors could not be brought up to date. Try again in a moment.", retry_after=2)
 
@@ -135,7 +136,11 @@ class FollowingStore:
             logger.error("vectors of a wrong length are left out", extra={"data": {"count": len(found) - len(rows)}})
         await self._ask(wire.Put(key, rows), self._step_s)
 
+    async def _ready(self) -> None:
+        """Waits for what must be done before the child may run."""
+
     async def _ask(self, request: wire.Request, timeout_s: float) -> wire.Reply:
+        await self._ready()
         reply = await self._process.call(request, timeout_s=timeout_s)
         if isinstance(reply, wire.Failed):
             kind: type[AprendizError] = ConfigurationError if reply.configuration else Unavailable

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from app.memory.vectors.wire import Key
 DATA: Final = ".faiss"
 MANIFEST: Final = ".json"
 NEW: Final = ".new"
+GENERATION: Final = "generation"
 _FORMAT = 1
 _HASH = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}")
@@ -92,6 +94,24 @@ def sweep(folder: Path, generations: Mapping[tuple[str, str], int]) -> None:
                 remove(stem)
             for suffix in (MANIFEST + NEW, DATA + NEW):
                 stem.with_name(name + suffix).unlink(missing_ok=True)
+
+
+def sweep_folders(folder: Path, generations: Mapping[tuple[str, str], int]) -> None:
+    """The same for partitions that are folders with a file ``generation`` in it. No child may run. Raises OSError."""
+    for owner in _listed(folder):
+        for path in _listed(owner):
+            if str(generations.get((owner.name, path.name.partition("-")[0]))) != read_generation(path):
+                shutil.rmtree(path)
+        with contextlib.suppress(OSError):  # not empty
+            owner.rmdir()
+
+
+def read_generation(folder: Path) -> str:
+    """What a partition's folder says of itself; nothing where it was left in the middle of a change."""
+    try:
+        return (folder / GENERATION).read_text()
+    except (OSError, ValueError):
+        return ""
 
 
 def _listed(folder: Path) -> list[Path]:

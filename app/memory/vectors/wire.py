@@ -64,7 +64,10 @@ class Commit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Purge(msgspec.Struct, frozen=True, tag=True):
-    """Leave nothing in memory or on disk of what was dropped from the partition, nor of the collection's other spaces."""
+    """Leave nothing in memory or on disk of what was dropped from the partition, nor of the collection's other spaces.
+
+    Answered by `Stale` where that took all of the partition with it, so that it must be compared again.
+    """
 
     key: Key
 

@@ -32,8 +32,8 @@ class Backend(Protocol):
     def commit(self, key: Key, generation: int) -> None:
         """See `Commit`."""
 
-    def purge(self, key: Key) -> None:
-        """See `Purge`."""
+    def purge(self, key: Key) -> bool:
+        """See `Purge`; False: compare again."""
 
     def forget(self, user: str, collection: str | None) -> None:
         """See `Forget`."""

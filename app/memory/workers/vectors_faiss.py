@@ -90,7 +90,7 @@ class FaissBackend:
             self._build(partition)
         self._evict()
 
-    def purge(self, key: Key) -> None:
+    def purge(self, key: Key) -> bool:
         """See `Backend.purge`. Rows leave memory and files with `compare`; what is left are the collection's other spaces."""
         own = place(self._folder, key)
         for other in [
@@ -103,6 +103,7 @@ class FaissBackend:
                     remove(stem)
             if key in self._held and not len(self._held[key]):
                 remove(own)
+        return True
 
     def forget(self, user: str, collection: str | None) -> None:
         """See `Backend.forget`."""

@@ -12,13 +12,13 @@ from typing import Any, Final
 import faiss
 import numpy as np
 
+from app.memory.workers.vectors_rows import best, sound
+
 FLAT_ROWS: Final = 20_000
 """Up to here exact search is fast enough: 2 ms at 384 dimensions."""
 _TIE = 1e-6
-_DECIMALS = 6
 _SPARE = 16
 _SEED = 7
-_NORM_TOLERANCE = 0.01
 _MIN_CAPACITY = 64
 _STEP_ROWS = 2048
 _SAMPLE_QUERIES = 128
@@ -78,14 +78,9 @@ class Partition:
         """Adds rows, in place of those of the same id; gives how many were refused: not finite, or not of length 1."""
         with self.lock:
             self._remove([id for id, _, _ in rows if id in self._slot])
-            unique = {id: (content, vector) for id, content, vector in rows}
-            size = self.dimensions * 4
-            fitting = [(id, content, vector) for id, (content, vector) in unique.items() if len(vector) == size]
-            fresh = np.frombuffer(b"".join(vector for _, _, vector in fitting), "<f4").reshape(-1, self.dimensions)
-            with np.errstate(all="ignore"):
-                good = np.abs(np.linalg.norm(fresh.astype(np.float64), axis=1) - 1) <= _NORM_TOLERANCE
-            self._append([(id, content) for (id, content, _), fine in zip(fitting, good, strict=True) if fine], fresh[good])
-            return len(unique) - int(good.sum())
+            good, vectors = sound(rows, self.dimensions)
+            self._append(good, vectors)
+            return len(rows) - len(good)
 
     def restore(self, rows: Sequence[Row], matrix: Array) -> None:
         """Takes what a file holds; the partition was empty."""
@@ -172,11 +167,7 @@ class Partition:
             wanted = min(count, 8 * wanted)
 
     def _best(self, query: Array, slots: Array, k: int) -> list[tuple[str, float]]:
-        # Row by row in the same order of additions: equal vectors get equal scores, wherever they lie.
-        scores = (self.matrix[slots].astype(np.float64) * query.astype(np.float64)).sum(axis=1)
-        rounded = np.round(np.clip(scores, -1, 1), _DECIMALS) + 0.0
-        hits = [(self.rows[slot][0], score) for slot, score in zip(slots.tolist(), rounded.tolist(), strict=True)]
-        return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]
+        return best(query, [self.rows[slot][0] for slot in slots.tolist()], self.matrix[slots], k)
 
     # -- the approximate index ------------------------------------------------------------------------------------------
 

@@ -90,7 +90,7 @@ def _do(backend: Backend, request: wire.Request) -> wire.Reply:
         case wire.Commit(key, generation):
             backend.commit(key, generation)
         case wire.Purge(key):
-            backend.purge(key)
+            return wire.Done() if backend.purge(key) else wire.Stale()
         case wire.Forget(user, collection):
             backend.forget(user, collection)
         case wire.Stats():

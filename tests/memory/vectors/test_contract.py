@@ -12,7 +12,10 @@ import pytest
 from app.core.errors import InvalidRequest
 from app.db.partitions import FACTS
 from app.memory.vectors.base import Hit, VectorStore
-from tests.memory.vectors.world import DIMENSIONS, SPACE, World, axis, cosine, ids, partition, rand, unit
+from tests.memory.vectors.conftest import KINDS
+from tests.memory.vectors.world import DIMENSIONS, World, axis, cosine, ids, partition, rand, unit
+
+pytestmark = pytest.mark.parametrize("kind", KINDS, indirect=True)
 
 HOSTILE = [
     "../../etc/passwd",
@@ -220,7 +223,3 @@ async def test_closing_twice_is_fine_and_the_status_is_plain(store: VectorStore,
     assert store.status()["state"] == "ready"
     await store.aclose()
     await store.aclose()
-
-
-def test_the_space_of_the_tests_has_its_length() -> None:
-    assert SPACE.endswith(f"/{DIMENSIONS}")
