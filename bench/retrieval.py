@@ -22,8 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from bench.retrieval_corpus import Item, fetch, of_file, pages, sections, shared
-
 from app.api.deps import Services
 from app.core import config
 from app.core.ids import uuid7
@@ -34,6 +32,7 @@ from app.db.users import Users
 from app.main import create_app
 from app.memory.documents import DocumentLibrary
 from app.memory.search import Search
+from bench.retrieval_corpus import Item, fetch, of_file, pages, sections, shared
 
 ROOT: Final = Path(__file__).parents[1]
 FIRST: Final = 5
