@@ -68,7 +68,8 @@ def place(folder: Path, key: Key) -> Path:
 def remove(stem: Path) -> None:
     """Removes a partition's files, the manifest first, and the owner's folder if it was the last. Raises OSError."""
     for suffix in (MANIFEST, DATA, MANIFEST + NEW, DATA + NEW):
-        stem.with_name(stem.name + suffix).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            stem.with_name(stem.name + suffix).unlink()
     with contextlib.suppress(OSError):  # not empty, or never made
         stem.parent.rmdir()
 

@@ -101,7 +101,7 @@ class FaissBackend:
             for stem in stems(self._folder, key.user, key.collection):
                 if stem != own:
                     remove(stem)
-            if key in self._held and not len(self._held[key]):
+            if key not in self._held or not self._held[key].saved:  # what lies there, if anything, is older
                 remove(own)
         return True
 
@@ -168,9 +168,12 @@ class FaissBackend:
         self._changed.pop(key, None)
 
     def _unsave(self, key: Key) -> None:
-        """What was deleted must not stay on disk, not even until the next save."""
-        with self._disk:
-            remove(place(self._folder, key))
+        """What was deleted shall not stay on disk, not even until the next save. Searches go on where the disk refuses."""
+        try:
+            with self._disk:
+                remove(place(self._folder, key))
+        except OSError as error:
+            logger.error("a saved index of vectors could not be removed (%s)", error.strerror)
 
     def _save(self, key: Key, partition: Partition) -> None:
         with self._disk:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from app.core.addresses import server_address
-from app.db.database import Database, open_database
+from app.core.settings import Settings
+from app.db.database import open_database
 from app.db.location import locate
-from app.db.schema import metadata
 from app.memory.vectors.base import VectorStore
 from app.memory.vectors.chroma import ChromaServerStore, ChromaStore
 from app.memory.vectors.faiss import FaissStore
@@ -26,18 +29,6 @@ from tests.memory.vectors.world import World
 __all__ = ["cluster", "postgres_name"]
 
 KINDS = ["faiss", "chroma", "chroma server", pytest.param("pgvector", marks=pytest.mark.postgres)]
-
-
-@pytest.fixture
-async def postgres(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    """An open, empty PostgreSQL database."""
-    name = request.getfixturevalue("postgres_name")
-    database = open_database(postgres_settings(request.getfixturevalue("cluster"), name, tmp_path))
-    await database.open()
-    names = ", ".join(table.name for table in metadata.sorted_tables)
-    await database.write(lambda connection: connection.exec_driver_sql(f"TRUNCATE {names} CASCADE"))
-    yield database
-    await database.aclose()
 
 
 @pytest.fixture(scope="session")
@@ -73,32 +64,54 @@ def chroma_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait(10)
 
 
-@pytest.fixture
-def kind(request: pytest.FixtureRequest) -> str:
-    """Which store: a test for one of them marks itself with it."""
-    found: str = request.param
-    return found
+@dataclass(frozen=True)
+class Site:
+    """Where a store of a kind lives."""
+
+    kind: str
+    settings: Settings
+    chroma_url: str
+
+    @property
+    def folder(self) -> Path:
+        """The store's files."""
+        return self.settings.data_dir / "vectors"
+
+    def store(self, world: World) -> VectorStore:
+        """Not yet open."""
+        if self.kind == "pgvector":
+            return PgVectorStore(world.source, world.database, locate(self.settings).url)
+        if self.kind == "chroma":
+            return ChromaStore(world.source, self.folder)
+        if self.kind == "chroma server":
+            return ChromaServerStore(world.source, server_address("memory.store", self.chroma_url))
+        return FaissStore(world.source, self.folder, quiet_s=0.2)
 
 
-@pytest.fixture
-def world(kind: str, request: pytest.FixtureRequest) -> World:
-    """An empty database of the store's kind."""
-    return World(request.getfixturevalue("postgres" if kind == "pgvector" else "sqlite"))
-
-
-@pytest.fixture
-async def store(kind: str, world: World, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[VectorStore]:
-    """An open store of each kind."""
-    made: VectorStore
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, migrated_file: Path) -> Site:
+    """A place for the kind of store that the test names, with a migrated, empty database."""
+    kind, folder = str(request.param), tmp_path_factory.mktemp("site")
     if kind == "pgvector":
-        settings = postgres_settings(request.getfixturevalue("cluster"), request.getfixturevalue("postgres_name"), tmp_path)
-        made = PgVectorStore(world.source, world.database, locate(settings).url)
-    elif kind == "chroma":
-        made = ChromaStore(world.source, tmp_path / "vectors")
-    elif kind == "chroma server":
-        made = ChromaServerStore(world.source, server_address("memory.store", request.getfixturevalue("chroma_url")))
-    else:
-        made = FaissStore(world.source, tmp_path / "vectors", quiet_s=0.2)
+        cluster, name = request.getfixturevalue("cluster"), request.getfixturevalue("postgres_name")
+        return Site(kind, postgres_settings(cluster, name, folder), "")
+    shutil.copy(migrated_file, folder / "aprendiz.db")
+    return Site(kind, Settings(data_dir=folder), request.getfixturevalue("chroma_url") if kind == "chroma server" else "")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(site: Site) -> AsyncIterator[World]:
+    """Its open database. Owners are new in each test, so tests share it."""
+    database = open_database(site.settings)
+    await database.open()
+    yield World(database)
+    await database.aclose()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def store(site: Site, world: World) -> AsyncIterator[VectorStore]:
+    """The open store; one child process for a whole module."""
+    made = site.store(world)
     await made.open()
     yield made
     await made.aclose()

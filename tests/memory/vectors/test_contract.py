@@ -15,7 +15,7 @@ from app.memory.vectors.base import Hit, VectorStore
 from tests.memory.vectors.conftest import KINDS
 from tests.memory.vectors.world import DIMENSIONS, World, axis, cosine, ids, partition, rand, unit
 
-pytestmark = pytest.mark.parametrize("kind", KINDS, indirect=True)
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.parametrize("site", KINDS, indirect=True, scope="module")]
 
 HOSTILE = [
     "../../etc/passwd",
@@ -214,12 +214,3 @@ async def test_a_search_given_up_leaves_the_store_sound(store: VectorStore, worl
         await asyncio.gather(task, return_exceptions=True)
     found = await asyncio.gather(*(store.search(here, rand(number), 1) for number in range(20)))
     assert [ids(each) for each in found] == [[f"c{number:04}"] for number in range(20)]
-
-
-async def test_closing_twice_is_fine_and_the_status_is_plain(store: VectorStore, world: World) -> None:
-    here = partition(await world.owner())
-    await world.put(here, [("one", axis(0))])
-    await store.search(here, axis(0), 1)
-    assert store.status()["state"] == "ready"
-    await store.aclose()
-    await store.aclose()
