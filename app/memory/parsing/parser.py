@@ -28,8 +28,9 @@ from app.core.errors import InvalidRequest, Unavailable
 from app.memory.parsing.blocks import MOST_BLOCKS, MOST_CHARACTERS, Block, Parsed
 from app.memory.parsing.frames import LENGTH, MOST_FRAME_BYTES, Blocks, Done, Frame, Progress, Refused, refusal
 
-WALL_S: Final = 20.0
-CPU_S: Final = 20
+WALL_S: Final = 19.5
+CPU_S: Final = 18
+"""Four times what a PDF of 500 full pages takes. Processor time is what a document may cost; the wall bounds what waits."""
 MEMORY_MB: Final = 512
 _MODULE: Final = "app.memory.workers.parse_worker"
 _MOST_NAME: Final = 1024

@@ -87,8 +87,8 @@ def detect(file: BinaryIO, name: str) -> Format:
     """The format of a file. Raises Refuse: empty, an archive, encrypted, or nothing that is read here."""
     file.seek(0)
     head = file.read(_HEAD)
-    if not head.strip():
-        raise Refuse("empty" if os.fstat(file.fileno()).st_size <= _HEAD else "unknown")
+    if not head:
+        raise Refuse("empty")
     if head.startswith(b"%PDF-") or (b"%PDF-" in head[:1024] and b" obj" in head):  # some have a few bytes before it
         return "pdf"
     if head.startswith(_ZIP):
@@ -130,7 +130,10 @@ def _decode(data: bytes, encoding: str, sink: Sink, *, html: bool) -> str:
         pass
     if encoding != "utf-8":
         text = data.decode(encoding, "replace")
-        sink.note("characters_lost", text.count("\ufffd"))
+        lost = text.count("\ufffd")
+        if lost * 10 > len(text):
+            raise Refuse("unknown")
+        sink.note("characters_lost", lost)
         return text
     said = _CHARSET.search(data[:4096]) if html else None
     known = _CHARSETS.get(said.group(1).decode("ascii").lower()) if said else None

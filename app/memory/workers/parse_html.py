@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from typing import BinaryIO, Final
 
 from app.memory.workers.parse_detect import read_string
-from app.memory.workers.parse_sink import Sink
+from app.memory.workers.parse_sink import Refuse, Sink
 
 _SKIPPED: Final = frozenset(
     "script style template noscript svg iframe object canvas audio video select datalist head math map".split()  # noqa: SIM905
@@ -24,7 +24,9 @@ _BLOCKS: Final = frozenset(
 _HEADINGS: Final = {f"h{level}": level for level in range(1, 7)}
 _HIDING: Final = re.compile(r"display:none|visibility:hidden|font-size:0(?![.1-9])")
 _SPACE: Final = re.compile(r"[ \t\n]+")
-_FEED: Final = 1 << 16
+_FEED: Final = 1 << 20
+_MOST_TAG: Final = 6 << 20
+"""Characters of one tag: pages hold whole pictures in an attribute."""
 _GOOD: Final = 3000
 _MOST_CELLS: Final = 500
 
@@ -32,9 +34,14 @@ _MOST_CELLS: Final = 500
 def read_html(file: BinaryIO, sink: Sink) -> None:
     """What a page shows. Raises Refuse."""
     text = read_string(file, sink, html=True)
+    # A comment that nobody closed goes to the end of the page; html.parser would look for its end again and again.
+    open_comment = text.find("<!--", text.rfind("-->") + 1)
+    text = text if open_comment < 0 else text[:open_comment]
     page = _Page(sink)
     for at in range(0, len(text), _FEED):
         page.feed(text[at : at + _FEED])
+        if len(page.rawdata) > _MOST_TAG:
+            raise Refuse("damaged")
         sink.progress(at / len(text))
     page.close()
     page.end()
