@@ -202,6 +202,8 @@ async def build(
         ),
         ledger=Ledger(settings.costs, predictions),
         recall=examples,
+        memory=settings.memory,
+        embedder=settings.memory.embedder,
         guard=rules.check,
     )
     stack.push_async_callback(models.aclose)

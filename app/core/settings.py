@@ -201,7 +201,7 @@ class Providers(Section):
     """Which kinds of model may be used at all."""
 
     allowed: tuple[str, ...] = Field(
-        ("llamacpp", "hf", "echo", "openai", "claude"),
+        ("llamacpp", "hf", "onnx", "echo", "openai", "claude"),
         description="Providers that may be used; others are refused even if installed.",
     )
     upstreams: dict[Name, Upstream] = Field(

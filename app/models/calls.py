@@ -19,8 +19,18 @@ from app.core.errors import AprendizError, Overloaded, ShuttingDown
 from app.core.ids import uuid7
 from app.core.metrics import Metrics
 from app.core.settings import Model
-from app.core.types import EmbeddingRequest, Embeddings, GenerationRequest, Message, ModelSpec, Principal, Sampling, Usage
-from app.models.aliases import Aliases
+from app.core.types import (
+    EmbeddingRequest,
+    Embeddings,
+    GenerationRequest,
+    Message,
+    ModelSpec,
+    Principal,
+    Sampling,
+    Usage,
+    VersionInfo,
+)
+from app.models.aliases import DEFAULT, Aliases
 from app.models.cache import Lease, Question, ResponseCache, key_of, repeatable
 from app.models.costs import Hold, Ledger
 from app.models.deployment import Deployment
@@ -104,7 +114,14 @@ class Calls:
 
     async def embed(self, request: EmbeddingRequest, principal: Principal) -> tuple[Embeddings, str]:
         """As `ModelManager.embed`. Counts in the budgets of this process; there is no prediction to keep its price."""
-        async with self._borrow(request.model, principal) as deployment:
+        found, _version, name = await self.embed_version(request, principal)
+        return found, name
+
+    async def embed_version(self, request: EmbeddingRequest, principal: Principal) -> tuple[Embeddings, VersionInfo, str]:
+        """As `embed`, with the version that made the vectors."""
+        self._check_running()
+        spec = await self._embedding_spec(request.model, principal)
+        async with self._borrow(spec, principal) as deployment:
             hold, cost, ledger = Hold(), None, self._desk.ledger
             if ledger is not None:
                 words = GenerationRequest(
@@ -117,11 +134,25 @@ class Calls:
                     cost = ledger.cost(deployment.name, Usage(prompt_tokens=vectors.prompt_tokens))
             finally:
                 hold.settle(cost, stored=False)
-            return vectors, deployment.name
+            return vectors, deployment.loaded.version, deployment.name
+
+    async def _embedding_spec(self, model: str | None, principal: Principal) -> ModelSpec:
+        """What makes vectors under the name ``model``: ``default`` is the configured embedder where the default model makes
+        none."""
+        names = self._desk.names
+        spec = names.plan(model).candidates[0].spec
+        if names.embedder is None or model not in (None, DEFAULT) or names.embedder == spec:
+            return spec
+        deployment = self._desk.pool.find(spec)
+        if deployment is not None and deployment.version is not None:
+            return spec if deployment.loaded.capabilities.embeddings else names.embedder
+        async with self._borrow(spec, principal) as opened:  # only once it is loaded does anybody know
+            return spec if opened.loaded.capabilities.embeddings else names.embedder
 
     async def count_tokens(self, request: GenerationRequest, principal: Principal) -> int:
         """As `ModelManager.count_tokens`."""
-        async with self._borrow(request.model, principal) as deployment:
+        spec = self._desk.names.plan(request.model).candidates[0].spec
+        async with self._borrow(spec, principal) as deployment:
             return await deployment.loaded.count_tokens(as_asked(request, deployment.loaded, self._desk.settings))
 
     async def drain(self, grace_s: float) -> None:
@@ -285,11 +316,10 @@ class Calls:
         return generation
 
     @asynccontextmanager
-    async def _borrow(self, model: str | None, principal: Principal) -> AsyncIterator[Deployment]:
-        """A slot at the first target of ``model``, and at no other: vectors and tokens of two models do not mix."""
+    async def _borrow(self, spec: ModelSpec, principal: Principal) -> AsyncIterator[Deployment]:
+        """A slot at ``spec``, and at no other: vectors and tokens of two models do not mix."""
         try:
             self._check_running()
-            spec = self._desk.names.plan(model).candidates[0].spec
             async with self._desk.targets.borrow(spec, principal.user_id) as deployment:
                 yield deployment
         except AprendizError as error:

@@ -62,6 +62,7 @@ class ModelManager:
         ledger: prices and budgets; None: nothing has a price.
         recall: approved corrections, to be shown with similar questions; None: none are.
         memory: budgets of what is recalled for a call.
+        embedder: ``memory.embedder``, as ``provider/name``; empty: none.
         guard: who may serve; see `app.models.aliases.Guard`.
         clock: seconds, monotonic.
         rng: for weights and jitter.
@@ -80,6 +81,7 @@ class ModelManager:
         ledger: Ledger | None = None,
         recall: Recall | None = None,
         memory: Memory = _BUDGETS,
+        embedder: str = "",
         guard: Guard = anything,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
@@ -92,7 +94,7 @@ class ModelManager:
             settings, providers, metrics, register=self._register, on_ready=self._on_ready, remote=upstreams, clock=clock
         )
         self._aliases = Aliases(settings, self._pool, stores, guard=guard)
-        self._names = Names(routing, upstreams, self._aliases, answer_timeout_s=settings.answer_timeout_s)
+        self._names = Names(routing, upstreams, self._aliases, answer_timeout_s=settings.answer_timeout_s, embedder=embedder)
         self._keeper = CanaryKeeper(self._pool, self._aliases, self._names)
         self._targets = Targets(
             settings,
@@ -154,6 +156,11 @@ class ModelManager:
         """The vectors, and the name of the model that made them. Raises as `generate`, and InvalidRequest where the model makes
         none."""
         return await self._calls.embed(request, principal)
+
+    async def embed_version(self, request: EmbeddingRequest, user_id: str) -> tuple[Embeddings, VersionInfo, str]:
+        """As `embed`, for memory and in the user's turn: with the version that made the vectors. Budgets apply."""
+        principal = Principal(user_id=user_id, username="", role="user", scopes=frozenset(), via="token")
+        return await self._calls.embed_version(request, principal)
 
     async def count_tokens(self, request: GenerationRequest, principal: Principal) -> int:
         """Prompt tokens of ``request`` as the first target that its name stands for counts them. Raises as `generate`."""

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from app.core.errors import AprendizError, Overloaded, ShuttingDown
 from app.core.metrics import Metrics
@@ -34,6 +35,12 @@ class Failure:
     error: AprendizError
     until: float
     times: int
+
+
+_EMBEDDERS: Final = frozenset({"onnx"})
+"""Providers whose models only make vectors. They are small, and each answer may need one: so they have seats of their own."""
+_MOST_EMBEDDERS: Final = 2
+"""The one in use, and its successor while vectors are made anew."""
 
 
 class Pool:
@@ -184,13 +191,13 @@ class Pool:
     def _make_room(self, wanted: ModelSpec, replaces: ModelSpec | None, beside: Callable[[ModelSpec], bool] | None) -> None:
         """Evicts the longest unused idle one of the kind of ``wanted`` while as many are there as may be; one that is about to
         be replaced, or is on trial, does not count."""
-        remote = self.is_remote(wanted)
-        most = _MOST_REMOTE if remote else self._settings.max_loaded
+        seats = self._seats(wanted)
+        most = {"remote": _MOST_REMOTE, "embedder": _MOST_EMBEDDERS}.get(seats, self._settings.max_loaded)
         while True:
             kind = [
                 each
                 for spec, each in self._current.items()
-                if spec != replaces and each.trials == 0 and self.is_remote(spec) is remote
+                if spec != replaces and each.trials == 0 and self._seats(spec) == seats
             ]
             if len(kind) < most:
                 return
@@ -198,11 +205,17 @@ class Pool:
             if not idle:
                 if beside is not None:
                     return
-                what = "clients of providers are busy" if remote else "engines are busy (model.max_loaded)"
+                what = "clients of providers are busy" if seats == "remote" else "engines are busy (model.max_loaded)"
                 raise Overloaded(f"All {most} {what}.", retry_after=5)
             oldest = min(idle, key=lambda each: each.last_used)
             logger.info("model unloaded to make room", extra={"data": {"model": oldest.name}})
             self.discard(oldest)
+
+    def _seats(self, spec: ModelSpec) -> Literal["remote", "embedder", "local"]:
+        """Among whom ``spec`` is counted: only its like goes to make room for it."""
+        if self.is_remote(spec):
+            return "remote"
+        return "embedder" if spec.provider in _EMBEDDERS else "local"
 
     def is_remote(self, spec: ModelSpec) -> bool:
         """By its provider's name; what a package brings is known only once it has loaded."""

@@ -108,10 +108,17 @@ class Names:
         upstreams: ``providers.upstreams``.
         aliases: what is deployed.
         answer_timeout_s: deadline of routes that name none, seconds.
+        embedder: ``memory.embedder``, ``provider/name``; empty: none.
     """
 
     def __init__(
-        self, routing: Routing, upstreams: Mapping[str, Upstream], aliases: Aliases, *, answer_timeout_s: float
+        self,
+        routing: Routing,
+        upstreams: Mapping[str, Upstream],
+        aliases: Aliases,
+        *,
+        answer_timeout_s: float,
+        embedder: str = "",
     ) -> None:
         self._routes = routing.models
         self._aliases = aliases
@@ -120,6 +127,9 @@ class Names:
         self._listed = [f"{name}/{each}" for name, upstream in upstreams.items() for each in upstream.models if "*" not in each]
         self._patterns = [f"{name}/{each}" for name, upstream in upstreams.items() for each in upstream.models if "*" in each]
         self._started = int(time.time())
+        provider, _, model = embedder.partition("/")
+        self.embedder = ModelSpec(provider, model) if provider and model else None
+        """What makes vectors for memory; callers may ask for it by its name."""
         self.canary: Canary | None = None
         """Who answers a part of the sessions in place of what its alias means."""
 
@@ -142,7 +152,7 @@ class Names:
         if target is not None:
             plan = _single(name, target.spec)
         else:
-            spec = self._aliases.deployed(name) or self._upstream_model(name)
+            spec = self._aliases.deployed(name) or self._upstream_model(name) or self._embedder_called(name)
             if spec is None:
                 raise self._unknown(name)
             plan = _single(None, spec)
@@ -158,7 +168,8 @@ class Names:
     def written(self) -> list[str]:
         """The models that the operator named, in routes and upstreams, as ``provider/name``; patterns excepted."""
         targets = (self._target(target) for route in self._routes.values() for target in _targets(route))
-        return list(dict.fromkeys([*(spec.public_name for spec in targets if spec is not None), *self._listed]))
+        specs = [*targets, self.embedder]
+        return list(dict.fromkeys([*(spec.public_name for spec in specs if spec is not None), *self._listed]))
 
     def all(self) -> list[ModelName]:
         """Routes, aliases, the models that aliases mean, and what upstreams expose by full name."""
@@ -171,6 +182,9 @@ class Names:
                 found.setdefault(name, ModelName(name, created, owner))
         for name in self._listed:
             found.setdefault(name, ModelName(name, self._started, name.partition("/")[0]))
+        if self.embedder is not None:
+            name = self.embedder.public_name
+            found.setdefault(name, ModelName(name, self._started, self.embedder.provider))
         return list(found.values())
 
     def _other(self, session: str | None) -> tuple[ModelSpec, ModelSpec] | None:
@@ -211,6 +225,11 @@ class Names:
         if not _FOREIGN_NAME.fullmatch(model) or not any(each.fullmatch(model) for each in self._exposed.get(upstream, ())):
             return None
         return ModelSpec(upstream, model)
+
+    def _embedder_called(self, name: str) -> ModelSpec | None:
+        if self.embedder is None or name not in (self.embedder.public_name, self.embedder.model):
+            return None
+        return self.embedder
 
     def _unknown(self, name: str) -> UnknownModel:
         known = [each.id for each in self.all()] + self._patterns

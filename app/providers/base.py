@@ -40,6 +40,8 @@ class Capabilities:
     top_k: bool = False
     remote: bool = False
     """Other people's machine: it has a price, a breaker, and failures that another target may survive."""
+    chat: bool = True
+    """Answers at all; False: it only makes vectors, and `LoadedModel.stream` raises InvalidRequest."""
     scores: bool = False
     """`LoadedModel.score` tells how probable a given answer is, and `LoadedModel.prompt` the templated prompt."""
 

@@ -25,6 +25,7 @@ BUILT_IN = {
     "echo": "app.providers.echo:EchoProvider",
     "llamacpp": "app.providers.llamacpp:LlamaCppProvider",
     "hf": "app.providers.huggingface:HuggingFaceProvider",
+    "onnx": "app.providers.onnx:OnnxProvider",
 }
 """Ours, so that a checkout works without being installed as a distribution."""
 REMOTE = {

@@ -32,13 +32,16 @@ Input = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT)]
 
 
 class EmbeddingsBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``POST /v1/embeddings`` takes. Texts; tokens are refused, for each model has its own."""
+    """What ``POST /v1/embeddings`` takes. Texts; tokens are refused, for each model has its own.
+
+    ``input_type``: whether the texts ask, or are to be found; for models that tell the two apart."""
 
     model: ModelName
     input: Input | Annotated[list[Input | int | list[int]], Meta(min_length=1, max_length=_MAX_INPUTS)]
     dimensions: Annotated[int, Meta(ge=1, le=_MAX_DIMENSIONS)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     user: Label | None = None
+    input_type: Literal["query", "passage"] = "query"
 
 
 class EmbeddingOut(Struct, frozen=True, kw_only=True):
@@ -105,7 +108,7 @@ def _request(wanted: EmbeddingsBody, request_id: str) -> EmbeddingRequest:
         inputs = [_text(text, f"input[{index}]") for index, text in enumerate(wanted.input)]
     if sum(map(len, inputs)) > MAX_TEXT:
         raise InvalidRequest(f"input holds more than {MAX_TEXT} characters together.", field="input")
-    return EmbeddingRequest(tuple(inputs), model_name(wanted.model), wanted.dimensions, request_id)
+    return EmbeddingRequest(tuple(inputs), model_name(wanted.model), wanted.dimensions, request_id, wanted.input_type)
 
 
 def _text(given: str | int | list[int], field: str) -> str:
@@ -126,7 +129,8 @@ OPERATION: Final = Operation(
     path=PATH,
     operation_id="embeddings",
     summary="Vectors of texts",
-    description="OpenAI's embeddings: one text or up to 2,048, as numbers or base64. Tokens are not taken: send the text.",
+    description="OpenAI's embeddings: one text or up to 2,048, as numbers or base64. Tokens are not taken: send the text. "
+    "`default` is the configured embedder where the default model makes none; `input_type` (ours): `query` or `passage`.",
     body=EmbeddingsBody,
     answer=(EmbeddingsOut,),
     examples={"texts": {"model": "default", "input": ["a red car", "a blue boat"]}},
