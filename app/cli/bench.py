@@ -23,13 +23,14 @@ class Benchmark(StrEnum):
     commits = "commits"
     training = "training"
     gate = "gate"
+    vectors = "vectors"
 
 
 def bench(
     context: typer.Context,
     name: Benchmark = typer.Argument(
         help="gateway: beside LiteLLM and Portkey; serving: against the bare engine; startup; commits; training: beside TRL; "
-        "gate: whether it keeps its promises."
+        "gate: whether it keeps its promises; vectors: the vector stores side by side."
     ),
 ) -> None:
     """Measure this machine; further arguments go to the benchmark (`aprendiz bench gateway --help`). Needs a checkout."""

@@ -27,16 +27,19 @@ from app.memory.vectors.following import MAX_K, check_space, check_vector
 EXACT_ROWS: Final = 10_000
 _MAX_INDEXED_DIMENSIONS = 2000
 _MAX_EF = 1000
-_MIN_EF = 100
+_MIN_EF = 64
 _BATCH = 250
-_ATTEMPTS = 4
+_ATTEMPTS = 40
+_PAUSE_S = 0.2
+_LEASE_S = 5
 _LOCK = 0x61707276  # "aprv": two services that start at once
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS vector_partitions (
         number BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         user_id TEXT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
         collection TEXT NOT NULL, space TEXT NOT NULL,
-        generation BIGINT, turn BIGINT NOT NULL DEFAULT 0, rows BIGINT NOT NULL DEFAULT 0,
+        generation BIGINT, rows BIGINT NOT NULL DEFAULT 0,
+        turn BIGINT NOT NULL DEFAULT 0, since TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
         UNIQUE (user_id, collection, space))""",
     """CREATE TABLE IF NOT EXISTS vector_rows (
         partition BIGINT NOT NULL REFERENCES vector_partitions (number) ON DELETE CASCADE,
@@ -44,13 +47,14 @@ _SCHEMA = (
         id TEXT NOT NULL, content_hash TEXT NOT NULL, embedding vector NOT NULL,
         PRIMARY KEY (partition, id))""",
 )
+_TUNE = text("SELECT set_config('hnsw.ef_search', :wide, true), set_config('hnsw.iterative_scan', 'strict_order', true)")
 _MINE = "user_id = :user_id AND collection = :collection AND space = :space"
 
 logger = logging.getLogger(__name__)
 
 
 class _Overtaken(Exception):
-    """Another service began to bring the partition up to date after us."""
+    """Another service has taken the partition over: we said nothing for too long."""
 
 
 class PgVectorStore:
@@ -67,6 +71,7 @@ class PgVectorStore:
         self._source, self._database, self._url = source, database, url
         self._exact_rows = exact_rows
         self._locks: weakref.WeakValueDictionary[Partition, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._turns: dict[Partition, int] = {}
         self._builds: dict[int, asyncio.Task[None]] = {}
         self._state = "closed"
 
@@ -159,8 +164,7 @@ class PgVectorStore:
         else:
             values["k"] = max(4 * k, k + 32)
             wide = min(max(_MIN_EF, values["k"]), _MAX_EF)
-            connection.execute(text(f"SET LOCAL hnsw.ef_search = {wide:d}"))
-            connection.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
+            connection.execute(_TUNE, {"wide": str(wide)})
             size = f"vector({partition.dimensions:d})"
             order = f"(embedding::{size}) <#> CAST(:vector AS {size})"
         # The number is ours, and stands in the text because an index of one partition is used only then.
@@ -187,12 +191,15 @@ class PgVectorStore:
                 await self._take_over(partition, generation)
             except _Overtaken:
                 logger.info("another service brings the same vectors up to date")
+                await asyncio.sleep(_PAUSE_S)
 
     async def _take_over(self, partition: Partition, generation: int) -> None:
-        begun = await self._database.write(lambda connection: _begin(connection, partition))
+        last = self._turns.get(partition, -1)  # of an attempt of ours that was broken off
+        begun = await self._database.write(lambda connection: _begin(connection, partition, last))
         if begun is None:  # the account is gone
             return
         number, turn = begun
+        self._turns[partition] = turn
         wanted = await self._source.ids(partition)
         query = text(f"SELECT id, content_hash FROM vector_rows WHERE partition = :number AND {_MINE}")  # noqa: S608
         values = {**_names(partition), "number": number}
@@ -206,6 +213,7 @@ class PgVectorStore:
             rows = _rows(partition, number, await self._source.vectors(partition, ids), wanted)
             await self._database.write(lambda connection, rows=rows: _insert(connection, number, turn, rows))  # type: ignore[misc]
         rows_now = await self._database.write(lambda connection: _commit(connection, number, turn, generation))
+        self._turns.pop(partition, None)
         if rows_now > self._exact_rows and partition.dimensions <= _MAX_INDEXED_DIMENSIONS and number not in self._builds:
             build = asyncio.create_task(asyncio.to_thread(self._build, number, partition.dimensions), name="vectors index")
             self._builds[number] = build
@@ -253,20 +261,30 @@ def _look_up(connection: Connection, partition: Partition) -> Row[Any] | None:
     return connection.execute(query, _names(partition)).one_or_none()
 
 
-def _begin(connection: Connection, partition: Partition) -> tuple[int, int] | None:
-    """Marks the partition as being changed, by us; None: there is no such account."""
+def _begin(connection: Connection, partition: Partition, last: int) -> tuple[int, int] | None:
+    """Marks the partition as being changed, by us; None: there is no such account.
+
+    Raises _Overtaken while another service is at it: one that has just said so, and whose turn is not our ``last``.
+    """
     query = text(
-        "INSERT INTO vector_partitions (user_id, collection, space) SELECT id, :collection, :space FROM users "
+        "INSERT INTO vector_partitions AS mine (user_id, collection, space) SELECT id, :collection, :space FROM users "
         "WHERE id = :user_id ON CONFLICT (user_id, collection, space) "
-        "DO UPDATE SET generation = NULL, turn = vector_partitions.turn + 1 RETURNING number, turn"
+        "DO UPDATE SET generation = NULL, turn = mine.turn + 1, since = clock_timestamp() "
+        "WHERE mine.generation IS NOT NULL OR mine.turn = :last "
+        "OR mine.since < clock_timestamp() - make_interval(secs => :lease) "
+        "RETURNING number, turn"
     )
-    row = connection.execute(query, _names(partition)).one_or_none()
-    return None if row is None else (row.number, row.turn)
+    row = connection.execute(query, {**_names(partition), "last": last, "lease": _LEASE_S}).one_or_none()
+    if row is not None:
+        return row.number, row.turn
+    if _look_up(connection, partition) is None:
+        return None
+    raise _Overtaken
 
 
 def _mine(connection: Connection, number: int, turn: int) -> None:
-    query = text("SELECT turn FROM vector_partitions WHERE number = :number FOR UPDATE")
-    if connection.execute(query, {"number": number}).scalar_one_or_none() != turn:
+    query = text("UPDATE vector_partitions SET since = clock_timestamp() WHERE number = :number AND turn = :turn")
+    if not connection.execute(query, {"number": number, "turn": turn}).rowcount:
         raise _Overtaken
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+from chromadb.errors import NotFoundError
 
 from app.memory.vectors.wire import Counts, Key
 from app.memory.workers.vectors_backend import Refused
@@ -58,10 +59,13 @@ class ChromaBackend:
         query = np.frombuffer(vector, "<f4")
         try:
             ids, vectors = self._near(held, query, k)
-        except Refused:
-            raise
-        except Exception as error:  # noqa: BLE001 - of any kind: its library raises its own, and what it is made of
-            self._failed(key, error)
+        except NotFoundError:  # another service has dropped it
+            del self._held[key]
+            return None
+        except BaseException as error:
+            if isinstance(error, Refused | KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            self._failed(key, error)  # of any kind: a panic in its native code is no Exception
             return None
         return best(query, ids, vectors, k) if self._undisturbed(key, held) else None
 
@@ -166,7 +170,7 @@ class ChromaBackend:
         """Whether nobody else has changed the collection since we did. Asked after a search: so what it missed is noticed."""
         return self._places.metadata(key, held.collection).get(_TURN) == held.turn
 
-    def _failed(self, key: Key, error: Exception) -> None:
+    def _failed(self, key: Key, error: BaseException) -> None:
         """An embedded collection that cannot be searched is damaged: it goes, and is filled again from the database."""
         logger.warning("a collection of Chroma failed and is made anew (%s)", type(error).__name__)
         del self._held[key]

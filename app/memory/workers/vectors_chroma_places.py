@@ -16,7 +16,7 @@ from typing import Any
 import chromadb
 import httpx
 from chromadb.config import Settings
-from chromadb.errors import ChromaError
+from chromadb.errors import ChromaError, NotFoundError
 
 from app.core.addresses import forbidden
 from app.memory.vectors.layout import GENERATION, place, read_generation
@@ -92,7 +92,7 @@ class Folders(Places):
             try:
                 return self._collection(key, path, listing)
             except BaseException as error:
-                if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
                     raise
                 # Of any kind: a panic in its native code is no Exception.
                 logger.warning("a folder of Chroma is damaged and is made anew (%s)", type(error).__name__)
@@ -173,7 +173,7 @@ class Server(Places):
         with self.guarded():
             try:
                 return self._client().get_collection(_named(key), embedding_function=None).metadata or {}
-            except chromadb.errors.NotFoundError:
+            except NotFoundError:
                 return {}
 
     def drop(self, key: Key) -> None:
@@ -194,6 +194,8 @@ class Server(Places):
         """See `Places.guarded`."""
         try:
             yield
+        except NotFoundError:
+            raise
         except (httpx.HTTPError, ChromaError, ValueError, OSError) as error:
             logger.warning("a call of the Chroma server failed (%s)", type(error).__name__)
             raise Refused(_UNREACHABLE) from None
@@ -208,7 +210,7 @@ class Server(Places):
                     self._delete(name)
 
     def _delete(self, name: str) -> None:
-        with contextlib.suppress(chromadb.errors.NotFoundError):
+        with contextlib.suppress(NotFoundError):
             self._client().delete_collection(name)
 
     def _client(self) -> Any:

@@ -28,7 +28,12 @@ from tests.memory.vectors.world import World
 
 __all__ = ["cluster", "postgres_name"]
 
-KINDS = ["faiss", "chroma", "chroma server", pytest.param("pgvector", marks=pytest.mark.postgres)]
+KINDS = [
+    "faiss",
+    "chroma",
+    pytest.param("chroma server", marks=pytest.mark.slow),
+    pytest.param("pgvector", marks=pytest.mark.postgres),
+]
 
 
 @pytest.fixture(scope="session")

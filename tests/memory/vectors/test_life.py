@@ -18,9 +18,8 @@ from tests.memory.vectors.world import World, ids, partition, rand, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 EMBEDDED = pytest.mark.parametrize("site", ["faiss", "chroma"], indirect=True, scope="module")
-CHILDREN = pytest.mark.parametrize(
-    "site", ["faiss", "chroma", pytest.param("chroma server", marks=pytest.mark.slow)], indirect=True, scope="module"
-)
+_SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("chroma", "chroma server")]
+CHILDREN = pytest.mark.parametrize("site", ["faiss", *_SLOW], indirect=True, scope="module")
 CHROMA = pytest.mark.parametrize("site", ["chroma"], indirect=True, scope="module")
 FAISS = pytest.mark.parametrize("site", ["faiss"], indirect=True, scope="module")
 
@@ -87,7 +86,7 @@ async def test_nothing_deleted_is_left_on_disk(site: Site, world: World, store: 
     assert holding(site.folder, own(here, 8)) == []
 
 
-@EMBEDDED
+@FAISS
 async def test_the_other_spaces_of_a_collection_go_with_a_refresh(site: Site, world: World, store: VectorStore) -> None:
     here = await filled(world)
     await store.search(here, own(here, 1), 3)
@@ -124,7 +123,7 @@ async def test_killed_in_the_middle_of_searches_and_changes_it_answers_all(site:
         assert [ids(each) for each in found] == [[name(here, number)] for number in range(40)]
 
 
-@EMBEDDED
+@pytest.mark.parametrize("site", ["faiss", _SLOW[0]], indirect=True, scope="module")
 async def test_it_opens_again_after_kill_9_and_knows_what_changed(site: Site, world: World) -> None:
     here = await filled(world)
     async with opened(site, world) as store:
