@@ -101,6 +101,7 @@ class _Packer:
         self._text = ""
         self._weight = 0
         self._place: dict[str, Any] = {}
+        self._page: int | None = None
         self._header = ""
         self._last = ""
         self._bare = False
@@ -162,6 +163,7 @@ class _Packer:
     def _begin(self, place: Mapping[str, Any]) -> None:
         """Starts a piece with the line of its headings."""
         self._place = dict(self._unseen_place if self._unseen else place)
+        self._page = place.get("page")
         self._unseen, self._bare = 0, True
         if self._path:
             self._place["section"] = " > ".join(title for _, title in self._path)[:_MOST_SECTION]
@@ -190,7 +192,7 @@ class _Packer:
         return [title for _, title in self._path[len(self._path) - self._unseen :]]
 
     def _elsewhere(self, place: Mapping[str, Any]) -> bool:
-        return place.get("page") != self._place.get("page")
+        return place.get("page") != self._page
 
 
 def _line_of(titles: list[str]) -> tuple[str, int]:

@@ -17,6 +17,7 @@ _SKIPPED: Final = frozenset(
 )
 _VOID: Final = frozenset("area base br col embed hr img input link meta param source track wbr".split())  # noqa: SIM905
 _CLOSED_BY_ITSELF: Final = frozenset("p li dt dd td th tr option".split())  # noqa: SIM905
+_CLOSED_BY_PARENT: Final = {"li": ("ul", "ol", "menu"), "td": ("tr", "table"), "th": ("tr", "table"), "tr": ("table",)}
 _BLOCKS: Final = frozenset(
     """address article aside blockquote body caption dd details dialog div dl dt fieldset figcaption figure footer form header
     hgroup hr html legend li main menu nav ol p section summary ul""".split()  # noqa: SIM905
@@ -74,11 +75,11 @@ class _Page(HTMLParser):
         if self._hidden:
             if tag == "body" and self._hidden == "head":  # a head that nobody closed
                 self._hidden, self._hidden_depth = "", 0
-            elif tag == self._hidden:
-                self._hidden_depth += tag not in _CLOSED_BY_ITSELF
+            elif not self._closes_hidden(tag):
+                self._hidden_depth += tag == self._hidden
                 return
-            else:
-                return
+            else:  # a paragraph, an item or a cell that nobody closed
+                self._hidden, self._hidden_depth = "", 0
         if (tag in _SKIPPED or _hides(attrs)) and tag not in _VOID:
             self._hidden, self._hidden_depth = tag, 1
             return
@@ -94,7 +95,7 @@ class _Page(HTMLParser):
         if tag == "title":
             self._in_title = False
         if self._hidden:
-            self._hidden_depth -= tag == self._hidden
+            self._hidden_depth -= tag == self._hidden or tag in _CLOSED_BY_PARENT.get(self._hidden, ())
             if self._hidden_depth <= 0:
                 self._hidden = ""
         elif tag in _HEADINGS:
@@ -109,6 +110,11 @@ class _Page(HTMLParser):
             self._break()
             if tag in ("ul", "ol", "menu") and self._lists:
                 self._lists.pop()
+
+    def _closes_hidden(self, tag: str) -> bool:
+        if self._hidden == "p":
+            return tag in _BLOCKS or tag in _HEADINGS or tag in ("table", "pre")
+        return tag == self._hidden and tag in _CLOSED_BY_ITSELF
 
     def handle_data(self, data: str) -> None:
         if self._in_title and len(self._title or "") < 1000:
