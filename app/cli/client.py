@@ -58,6 +58,10 @@ class ServiceClient:
         """Sends ``body`` and returns the JSON answer."""
         return await self._call("POST", path, body)
 
+    async def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """A call by any method, and the JSON answer; None where there is nothing to say."""
+        return await self._call(method, path, body)
+
     async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Sends ``body`` and yields each server-sent event as ``(name, data)``. Closing it early closes the connection.
 

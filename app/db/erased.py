@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Text, cast, delete, func,
 from app.core.ids import first_uuid7
 from app.db.database import Database
 from app.db.schema import PRICED, chunks, conversations, documents, erased_costs, facts, feedback, predictions, snapshot_rows
+from app.db.turns import drop_summary
 
 _KEPT_MS: Final = 31 * 86_400_000
 """Longer than the longest window of a budget."""
@@ -122,7 +123,8 @@ def _shown(connection: Connection, user_id: str, after: str) -> tuple[list[Row[A
 
 
 def _blank(connection: Connection, row: Row[Any]) -> None:
-    """Empties one answer, and the same text where the same user's later prompts repeat it."""
+    """Empties one answer, the same text where the same user's later prompts repeat it, and a summary that covers it."""
+    drop_summary(connection, row.id, row.user_id)
     connection.execute(predictions.update().where(predictions.c.id == row.id).values(_EMPTY))
     if not row.output.strip():
         return

@@ -18,6 +18,7 @@ from app.db.database import Database
 from app.db.erased import note_costs
 from app.db.rows import record_of, records_of, values_of
 from app.db.schema import PRICED, erased_costs, predictions
+from app.db.turns import drop_summary, turns_of
 
 _DAY_US = 86_400_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,25 +51,26 @@ class Predictions:
             lambda connection: record_of(PredictionRecord, connection.execute(query).one_or_none())
         )
 
-    async def of_conversation(self, conversation_id: str, *, user_id: str, limit: int = 100) -> builtins.list[PredictionRecord]:
-        """The newest ``limit`` whole answers of a user's conversation, oldest first."""
-        query = (
-            select(predictions)
-            .where(
-                predictions.c.conversation_id == conversation_id, predictions.c.user_id == user_id, predictions.c.status == "ok"
-            )
-            .order_by(predictions.c.created_at.desc(), predictions.c.id.desc())
-            .limit(limit)
-        )
-        newest_first = await self._database.read(lambda connection: records_of(PredictionRecord, connection.execute(query)))
-        return newest_first[::-1]
+    async def of_conversation(
+        self, conversation_id: str, *, user_id: str, limit: int = 100, after: str | None = None, oldest: bool = False
+    ) -> builtins.list[PredictionRecord]:
+        """The newest (``oldest``: the oldest) ``limit`` whole answers of a user's conversation, oldest first.
+
+        ``after``: of those behind this id.
+        """
+        row = predictions.c
+        order = (row.id,) if oldest else (row.created_at.desc(), row.id.desc())
+        query = select(predictions).where(turns_of(conversation_id, user_id, after)).order_by(*order).limit(limit)
+        found = await self._database.read(lambda connection: records_of(PredictionRecord, connection.execute(query)))
+        return found if oldest else found[::-1]
 
     async def delete(self, prediction_id: str, *, user_id: str) -> bool:
-        """Removes a user's prediction with the feedback on it. Returns whether there was one."""
+        """Removes a user's prediction with the feedback on it, and a summary that covers it. Returns whether there was one."""
         mine = and_(predictions.c.id == prediction_id, predictions.c.user_id == user_id)
 
         def work(connection: Connection) -> bool:
             note_costs(connection, mine)
+            drop_summary(connection, prediction_id, user_id)
             return connection.execute(delete(predictions).where(mine)).rowcount > 0
 
         return await self._database.write(work)

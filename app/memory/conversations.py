@@ -1,15 +1,16 @@
 """Conversations: which earlier turns go into the next prompt.
 
 A turn is one stored prediction: what was newly said in it, and the answer. There is no second store of turns, so what was
-rated is what is recalled. No summaries and no search here; only the newest turns that fit.
+rated is what is recalled. What the oldest turns were about stands in the conversation's summary, which `app.memory.summaries`
+makes. Turns are bounded here by number and length; the cut by tokens is `app.models.context`'s, which has the tokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from app.core.errors import NotFound
 from app.core.ids import is_uuid7, uuid7
@@ -18,10 +19,10 @@ from app.core.settings import Memory
 from app.core.types import Message, Principal
 
 _TITLE = 80
-_CHARACTERS_PER_TOKEN = 3
-_MESSAGE_TOKENS = 4
-"""What a chat template writes around one message."""
-_MOST_TURNS = 200
+MOST_TURNS: Final = 200
+_CHARACTERS_PER_TOKEN = 12
+"""More than text has: what is longer than the budget in tokens allows under any tokenizer need not be read."""
+_LEAST_CHARACTERS = 4096
 
 
 class ConversationStore(Protocol):
@@ -36,22 +37,31 @@ class ConversationStore(Protocol):
     async def touch(self, conversation_id: str, *, now: datetime) -> None:
         """Notes that it was used."""
 
+    async def count_turns(self, conversation_id: str, *, user_id: str, after: str | None = None) -> int:
+        """How many whole answers it has behind the id ``after``."""
+
 
 class PredictionStore(Protocol):
     """The repository of predictions."""
 
-    async def of_conversation(self, conversation_id: str, *, user_id: str, limit: int = 100) -> list[PredictionRecord]:
-        """The newest whole answers of a user's conversation, oldest first."""
+    async def of_conversation(
+        self, conversation_id: str, *, user_id: str, limit: int = 100, after: str | None = None
+    ) -> list[PredictionRecord]:
+        """The newest whole answers of a user's conversation, oldest first; ``after``: those behind this id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """What goes into the prompt. ``tokens``: as counted or estimated; ``left_out``: earlier turns that did not fit."""
+    """Earlier turns of a conversation.
+
+    ``turns``: how many of ``messages`` each turn has, oldest first. ``summary``: what those before were about. ``left_out``:
+    turns that are neither here nor in the summary.
+    """
 
     messages: tuple[Message, ...]
-    turns: int
-    left_out: int
-    tokens: int
+    turns: tuple[int, ...]
+    summary: str | None = None
+    left_out: int = 0
 
 
 class ConversationMemory:
@@ -60,21 +70,13 @@ class ConversationMemory:
     Args:
         conversations, predictions: the repositories.
         settings: section ``memory``.
-        count: tokens of a text; an estimate of three characters a token unless given.
     """
 
-    def __init__(
-        self,
-        conversations: ConversationStore,
-        predictions: PredictionStore,
-        settings: Memory,
-        *,
-        count: Callable[[str], int] | None = None,
-    ) -> None:
+    def __init__(self, conversations: ConversationStore, predictions: PredictionStore, settings: Memory) -> None:
         self._conversations = conversations
         self._predictions = predictions
-        self._settings = settings
-        self._count = count or estimate
+        self._characters = max(settings.history_tokens * _CHARACTERS_PER_TOKEN, _LEAST_CHARACTERS)
+        self._none = settings.history_tokens == 0
 
     def begin(self, principal: Principal, first_text: str) -> ConversationRecord:
         """A new conversation, titled after ``first_text``. Not stored before `keep`: a call may yet be refused."""
@@ -95,29 +97,28 @@ class ConversationMemory:
         await self._conversations.touch(found.id, now=datetime.now(UTC))
         return found
 
-    async def history(self, conversation: ConversationRecord, budget: int | None = None) -> list[Message]:
-        """The messages of `recall`, oldest first."""
-        return list((await self.recall(conversation, budget)).messages)
-
-    async def recall(self, conversation: ConversationRecord, budget: int | None = None) -> Recalled:
-        """The newest whole turns within ``budget`` tokens (``memory.history_tokens`` unless told), and how many were left
-        out."""
-        budget = self._settings.history_tokens if budget is None else budget
-        predictions = await self._predictions.of_conversation(conversation.id, user_id=conversation.user_id, limit=_MOST_TURNS)
-        turns = [turn_of(prediction) for prediction in predictions]
+    async def recall(self, conversation: ConversationRecord) -> Recalled:
+        """The newest whole turns that the summary does not cover, as many as may fit, with the summary."""
+        owner, after = conversation.user_id, conversation.summary_until
+        limit = 0 if self._none else MOST_TURNS
+        found = await self._predictions.of_conversation(conversation.id, user_id=owner, limit=limit, after=after)
+        total = len(found)
+        if total == limit:
+            total = await self._conversations.count_turns(conversation.id, user_id=owner, after=after)
         kept: list[list[Message]] = []
-        spent = 0
-        for turn in reversed(turns):
-            cost = sum(self._count(_text(message)) + _MESSAGE_TOKENS for message in turn)
-            if spent + cost > budget:
+        room = self._characters
+        for prediction in reversed(found):
+            turn = turn_of(prediction)
+            room -= sum(len(text_of(message)) for message in turn)
+            if room < 0:
                 break
-            spent += cost
             kept.append(turn)
         # A turn that answers a tool call means nothing without the turn that made the call.
-        while kept and kept[-1] and kept[-1][0].role == "tool":
-            spent -= sum(self._count(_text(message)) + _MESSAGE_TOKENS for message in kept.pop())
-        messages = tuple(message for turn in reversed(kept) for message in turn)
-        return Recalled(messages, len(kept), len(turns) - len(kept), spent)
+        while kept and kept[-1][0].role == "tool":
+            kept.pop()
+        kept.reverse()
+        messages = tuple(message for turn in kept for message in turn)
+        return Recalled(messages, tuple(map(len, kept)), conversation.summary, total - len(kept))
 
 
 def turn_of(prediction: PredictionRecord) -> list[Message]:
@@ -141,11 +142,6 @@ def title_of(text: str) -> str:
     return line or "New conversation"
 
 
-def estimate(text: str) -> int:
-    """Tokens of ``text``, guessed high rather than low: three characters each."""
-    return -(-len(text) // _CHARACTERS_PER_TOKEN)
-
-
 def _message(wire: Mapping[str, Any]) -> Message:
     return Message(
         wire["role"],
@@ -156,7 +152,8 @@ def _message(wire: Mapping[str, Any]) -> Message:
     )
 
 
-def _text(message: Message) -> str:
+def text_of(message: Message) -> str:
+    """The words of a message, those of its tool calls too."""
     content = message.content
     text = content if isinstance(content, str) else " ".join(str(part.get("text", "")) for part in content or ())
     return text + "".join(str(call.get("function", call)) for call in message.tool_calls)

@@ -21,6 +21,7 @@ from app.core.records import AliasRecord, VersionRecord
 from app.core.settings import Memory, Model, Routing, Upstream
 from app.core.types import EmbeddingRequest, Embeddings, GenerationRequest, ModelSpec, Principal, VersionInfo
 from app.models.aliases import DEFAULT, Aliases, Guard, Order, anything
+from app.models.aside import Aside
 from app.models.cache import ResponseCache
 from app.models.calls import Calls, Desk, shutting_down
 from app.models.canary import CanaryKeeper
@@ -125,6 +126,7 @@ class ModelManager:
                 recall=recall,
             )
         )
+        self.aside = Aside(settings, self._names, self._pool, self._targets, ledger)
         self._trials = Trials(settings, self._pool, serves=self._keeper.serves, users=self._users)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ticker: asyncio.Task[None] | None = None
