@@ -11,7 +11,8 @@ import functools
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from app.api.middleware import ApiRateLimit, RequestContext
 from app.api.routers import (
     auth,
     conversations,
+    documents,
     feedback,
     health,
     imports,
@@ -44,13 +46,17 @@ from app.core.errors import AprendizError
 from app.core.files import FileHashes
 from app.core.logging import configure
 from app.core.metrics import Metrics
-from app.core.settings import Server, Settings
+from app.core.settings import Settings
 from app.db.audit import Audit
+from app.db.chunks import Chunks
 from app.db.conversations import Conversations
 from app.db.database import Database, open_database
+from app.db.documents import Documents
 from app.db.erased import Erased
 from app.db.examples import Examples
+from app.db.facts import Facts
 from app.db.feedback import Feedback
+from app.db.indexing import Indexing
 from app.db.invites import Invites
 from app.db.keys import Keys
 from app.db.predictions import Predictions
@@ -62,7 +68,15 @@ from app.db.vectors import Vectors
 from app.db.versions import Aliases, Versions
 from app.db.votes import Votes
 from app.memory.conversations import ConversationMemory
+from app.memory.documents import DocumentLibrary
+from app.memory.embedding import ModelEmbedder
 from app.memory.examples import ExampleMemory
+from app.memory.facts import FactMemory
+from app.memory.indexing import Indexer, Surroundings
+from app.memory.parsing.parser import Parser
+from app.memory.recall import Recollection
+from app.memory.search import Search
+from app.memory.vectors.base import VectorStore
 from app.memory.vectors.stores import make_store
 from app.models.adapters import Adapters
 from app.models.cache import ResponseCache
@@ -126,7 +140,7 @@ def create_app(
             yield
 
     app = Application(
-        edge=_middleware(settings.server, metrics, templates),
+        edge=_middleware(settings, metrics, templates),
         raw=[predict.route(), socket.route(), *v1.routes()],
         title="Aprendiz",
         version=__version__,
@@ -142,7 +156,7 @@ def create_app(
         },  # ours are Prometheus and the log; this costs each request
     )
     problems.register(app, methods_of=functools.partial(openapi.methods_of, app))
-    for module in (auth, feedback, imports, review, model, training, lineage, conversations, usage, health, openapi):
+    for module in (auth, feedback, imports, review, model, training, lineage, conversations, documents, usage, health, openapi):
         app.include_router(module.router)
     app.router.routes.extend(pages.routes())
     openapi.install(app)
@@ -210,6 +224,8 @@ async def build(
     await examples.start()
     await models.start()
     given, frozen = Feedback(database), Snapshots(database)
+    memory = ConversationMemory(conversations, predictions, settings.memory)
+    remembered = await _memory(settings, database, models, vectors, context, metrics, stack)
     live = LiveStores(Canaries(database), Votes(database))
     promotion = Promotion(models, rules=rules, stores=live, audit=audit, metrics=metrics)
     stack.push_async_callback(promotion.aclose)
@@ -224,7 +240,7 @@ async def build(
     removal = erasure(
         settings,
         database,
-        Live(jobs, serving, models, lambda user_id: authenticator.forget(user_id=user_id), models.forget_answers),
+        Live(jobs, serving, models, lambda user_id: authenticator.forget(user_id=user_id), remembered.forget),
     )
     stack.push_async_callback(removal.aclose)
     await removal.start()
@@ -239,7 +255,12 @@ async def build(
         accounts=Accounts(desk),
         limiter=limiter,
         models=models,
-        memory=ConversationMemory(conversations, predictions, settings.memory),
+        memory=memory,
+        documents=remembered.documents,
+        facts=remembered.facts,
+        recollection=Recollection(
+            settings.memory, documents=remembered.documents, facts=remembered.facts, conversations=memory
+        ),
         snapshots=tools.builder,
         examples=examples,
         jobs=jobs,
@@ -278,8 +299,10 @@ def main(*, say: Callable[[], None] | None = None) -> int:
     return 0
 
 
-def _middleware(edge: Server, metrics: Metrics, templates: dict[Any, str]) -> list[Middleware]:
+def _middleware(settings: Settings, metrics: Metrics, templates: dict[Any, str]) -> list[Middleware]:
     """Outermost first; see `app.api.middleware`."""
+    edge = settings.server
+    larger = {imports.PATH: MAX_IMPORT_BYTES, documents.PATH: documents.most_body_bytes(settings.memory)}
     own = () if edge.host != edge.local_host else (f"[{edge.host}]" if ":" in edge.host else edge.host,)
     hosts = (*edge.trusted_hosts, *own)
     named = edge.model_copy(update={"trusted_hosts": hosts})
@@ -288,7 +311,7 @@ def _middleware(edge: Server, metrics: Metrics, templates: dict[Any, str]) -> li
         Middleware(SecurityHeaders, edge),
         Middleware(problems.Problems),
         Middleware(TrustedHost, named, respond=problems.respond),
-        Middleware(RequestBounds, edge, respond=problems.respond, larger={imports.PATH: MAX_IMPORT_BYTES}),
+        Middleware(RequestBounds, edge, respond=problems.respond, larger=larger),
     ]
     if edge.cors_origins:
         found.append(
@@ -344,6 +367,57 @@ def _training(
         rehearsal=Rehearsal(models, folders.bases, system_prompt=settings.model.system_prompt),
         threads=settings.model.threads,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """What is remembered of people. ``forget``: drops what was derived from one person's things."""
+
+    documents: DocumentLibrary
+    facts: FactMemory
+    forget: Callable[[str], Awaitable[None]]
+
+
+async def _memory(
+    settings: Settings,
+    database: Database,
+    models: ModelManager,
+    vectors: VectorStore,
+    context: ProviderContext,
+    metrics: Metrics,
+    stack: contextlib.AsyncExitStack,
+) -> _Remembered:
+    embedder = ModelEmbedder(settings.memory, models.embed_version)
+    files = Documents(database)
+    uploads = settings.data_dir / "uploads"
+    config.make_folder(uploads)
+    indexer = Indexer(
+        Indexing(database),
+        files,
+        parser=Parser(context.runtime_dir),
+        embedder=embedder,
+        around=Surroundings(context.runtime_dir, busy=models.busy, changed=models.forget_answers),
+        metrics=metrics,
+    )
+    stack.push_async_callback(indexer.aclose)
+    await indexer.start()
+    library = DocumentLibrary(
+        store=files,
+        search=Search(Chunks(database), embedder=embedder, vectors=vectors),
+        indexer=indexer,
+        embedder=embedder,
+        vectors=vectors,
+        folder=uploads,
+        most_bytes=settings.memory.document_mb << 20,
+        changed=models.forget_answers,
+    )
+
+    async def forget(user_id: str) -> None:
+        embedder.forget(user_id)
+        await vectors.forget(user_id)
+
+    facts = FactMemory(Facts(database), vectors, embedder, forget_answers=models.forget_answers)
+    return _Remembered(library, facts, forget)
 
 
 async def _announce(services: Services, say: Callable[[str], None]) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from starlette.requests import HTTPConnection
 from starlette.types import Message as AsgiMessage
 from starlette.types import Send
 
 from app.api.bodies import NEW
 from app.api.deps import allow, count_against, current_principal, get_address, get_services
+from app.api.remembered import CitationOut, ContextOut, Remembering, citations_of, context_of
 from app.api.watch import ReaderTooSlow
 from app.core.errors import Unauthenticated
 from app.core.settings import Settings
@@ -25,8 +27,9 @@ from app.security.tokens import sign_feedback_token
 
 if TYPE_CHECKING:
     from app.api.deps import Services
-    from app.core.records import PredictionRecord
-    from app.models.generation import Generation
+    from app.core.records import FactRecord, PredictionRecord
+    from app.core.types import Context
+    from app.models.generation import Completed, Generation
     from app.security.rate_limit import RateState
 
 VALIDITY_S: Final = 1.5
@@ -46,7 +49,8 @@ class AnswerOut(Struct, frozen=True):
     """A whole answer. ``id`` works for feedback at once; ``feedback_token`` does so without a login, for 30 days.
 
     ``fallback``: the problem for which the first target of a route did not answer, or null. ``examples``: how many approved
-    corrections of similar questions the model was shown.
+    corrections of similar questions the model was shown. ``citations``: what the model was shown of the caller's documents, where
+    they were asked for; ``context``: what else, where memory, documents or a conversation came in.
     """
 
     id: str
@@ -60,10 +64,19 @@ class AnswerOut(Struct, frozen=True):
     conversation_id: str | None
     fallback: str | None = None
     examples: int = 0
+    citations: list[CitationOut] | UnsetType = UNSET
+    context: ContextOut | UnsetType = UNSET
 
 
-def answer_out(prediction: PredictionRecord, settings: Settings) -> AnswerOut:
+def answer_out(completed: Completed, settings: Settings) -> AnswerOut:
     """The answer as callers get it."""
+    return stored_out(completed.prediction, settings, completed.context, completed.proposed)
+
+
+def stored_out(
+    prediction: PredictionRecord, settings: Settings, context: Context | None = None, proposed: Sequence[FactRecord] = ()
+) -> AnswerOut:
+    """The same, also of an answer that was cut short."""
     return AnswerOut(
         id=prediction.id,
         model=f"{prediction.provider}/{prediction.model}",
@@ -76,6 +89,8 @@ def answer_out(prediction: PredictionRecord, settings: Settings) -> AnswerOut:
         conversation_id=prediction.conversation_id,
         fallback=prediction.fallback,
         examples=len(prediction.input.get("examples", ())),
+        citations=citations_of(prediction, context),
+        context=context_of(context, proposed),
     )
 
 
@@ -95,21 +110,23 @@ async def count_call(services: Services, principal: Principal) -> RateState:
 
 
 async def reserve(services: Services, request: GenerationRequest, principal: Principal) -> Generation:
-    """Recalls the conversation if there is one, and waits for a slot. Raises whatever refuses the call.
+    """Recalls what the call asks for, and waits for a slot. Raises whatever refuses the call.
 
     A new conversation is stored once the call is taken, so that one that is refused leaves nothing behind.
     """
-    if request.conversation_id is None:
+    if request.conversation_id is None and not request.memory and request.documents is None:
         return await services.models.generate(request, principal)
+    recalled = await services.recollection.recall(request, principal)
     if request.conversation_id != NEW:
-        return await services.models.generate(await _with_history(services, request, principal), principal)
+        generation = await services.models.generate(recalled, principal)
+        return Remembering(generation, request, principal, services.recollection)
     conversation = services.memory.begin(principal, _text(request.messages[-1].content))
-    generation = await services.models.generate(dataclasses.replace(request, conversation_id=conversation.id), principal)
+    generation = await services.models.generate(dataclasses.replace(recalled, conversation_id=conversation.id), principal)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(generation)
         await asyncio.shield(services.memory.keep(conversation))  # also for the answer that a leaving client cuts short
         stack.pop_all()
-    return generation
+    return Remembering(generation, request, principal, services.recollection)
 
 
 async def ensure_valid(services: Services, principal: Principal) -> None:
@@ -133,14 +150,6 @@ async def send_patiently(send: Send, message: AsgiMessage, services: Services, p
             if not await services.authenticator.still_valid(principal):
                 break
     raise ReaderTooSlow
-
-
-async def _with_history(services: Services, request: GenerationRequest, principal: Principal) -> GenerationRequest:
-    conversation = await services.memory.open(str(request.conversation_id), principal)
-    history = await services.memory.history(conversation)
-    system = [message for message in request.messages if message.role == "system"]
-    turns = [message for message in request.messages if message.role != "system"]
-    return dataclasses.replace(request, messages=(*system, *history, *turns), conversation_id=conversation.id)
 
 
 def _text(content: str | list[dict[str, Any]] | None) -> str:

@@ -8,7 +8,7 @@ that pydantic sees JSON by the letter of RFC 8259 too: UTF-8 only, no NaN, no lo
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
 import msgspec
@@ -29,6 +29,7 @@ MAX_DEPTH: Final = 32
 MAX_MESSAGES: Final = 256
 MAX_CONTENT: Final = 200_000
 MAX_MODEL_NAME: Final = 256
+MAX_COLLECTIONS: Final = 16
 MAX_CONTAINERS: Final = 100_000
 """Most opening brackets and braces of a body, those in its texts included: an empty list takes two bytes to send and fifty to
 hold, and a million of them take seconds to read."""
@@ -37,6 +38,7 @@ NEW: Final = "new"
 _MAX_SCHEMA_BYTES: Final = 32_768
 _TOO_DEEP: Final = f"is nested deeper than {MAX_DEPTH} levels"
 _MODEL_NAME = re.compile(r"[^\x00-\x20\x7f\\]{1,256}")
+_COLLECTION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PATH = re.compile(r" - at `\$\.?([^`]{0,100})`$")
 _PLAIN_FIELD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
@@ -86,6 +88,12 @@ class PredictBody(Struct, frozen=True, forbid_unknown_fields=True):
     conversation_id: (
         Annotated[str, Meta(min_length=3, max_length=36, description="An id, or `new` to begin a conversation.")] | UnsetType
     ) = UNSET
+    memory: bool = False
+    documents: (
+        bool
+        | Annotated[str, Meta(min_length=1, max_length=64, description="A collection of yours; `true`: all of them.")]
+        | Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(min_length=1, max_length=MAX_COLLECTIONS)]
+    ) = False
 
     def to_request(self, *, request_id: str, whole: bool = False) -> GenerationRequest:
         """The call as ``models`` takes it. Raises InvalidRequest for whatever the types alone do not refuse."""
@@ -98,7 +106,14 @@ class PredictBody(Struct, frozen=True, forbid_unknown_fields=True):
             conversation_id=_or_none(self.conversation_id),
             request_id=request_id,
             whole=whole,
+            memory=self.memory,
+            documents=self._documents(),
         )
+
+    def _documents(self) -> tuple[str, ...] | None:
+        if isinstance(self.documents, bool):
+            return () if self.documents else None
+        return check_collections([self.documents] if isinstance(self.documents, str) else self.documents)
 
     def _messages(self) -> tuple[Message, ...]:
         if (self.prompt is UNSET) == (self.messages is UNSET):
@@ -202,6 +217,18 @@ def check_model_name(name: str, *, field: str) -> str:
     if not _MODEL_NAME.fullmatch(name) or ".." in name.split("/") or name.startswith("~"):
         raise InvalidRequest(f"{field} is not a model name.", field=field)
     return check_text(name, field=field, limit=MAX_MODEL_NAME)
+
+
+def check_collections(names: Sequence[str]) -> tuple[str, ...]:
+    """``names`` of collections, each once. Raises InvalidRequest for none, too many, or what is no such name."""
+    found = tuple(dict.fromkeys(names))
+    if not 1 <= len(found) <= MAX_COLLECTIONS or not all(map(_COLLECTION.fullmatch, found)):
+        raise InvalidRequest(
+            f"documents takes true, or up to {MAX_COLLECTIONS} names of collections: lower-case letters, digits and `._-`, "
+            "at most 64.",
+            field="documents",
+        )
+    return found
 
 
 class StrictRequest(Request):

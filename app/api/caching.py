@@ -1,12 +1,15 @@
-"""What a caller's headers ask beside the body: ``Cache-Control`` of the response cache (RFC 9111, section 5.2.1), and
-``Aprendiz-Examples``. Reads words; keeps no answer."""
+"""What a caller's headers ask beside the body: ``Cache-Control`` of the response cache (RFC 9111, section 5.2.1),
+``Aprendiz-Examples``, ``X-Aprendiz-Memory`` and ``X-Aprendiz-Documents``. Reads words; keeps no answer."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
-from app.core.types import CachePolicy
+from app.api.bodies import MAX_COLLECTIONS, check_collections
+from app.core.errors import InvalidRequest
+from app.core.types import CachePolicy, GenerationRequest
 
 _LONGEST_S: Final = 2**31
 """What RFC 9111, section 1.2.2, has a number mean that is larger."""
@@ -41,6 +44,45 @@ def cache_policy(headers: Sequence[tuple[bytes, bytes]]) -> tuple[CachePolicy, f
 def wants_no_examples(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     """Whether the caller wants an answer without approved corrections in its prompt: ``Aprendiz-Examples: off``."""
     return any(name == b"aprendiz-examples" and value.strip().lower() == b"off" for name, value in headers)
+
+
+def with_memory(request: GenerationRequest, headers: Sequence[tuple[bytes, bytes]]) -> GenerationRequest:
+    """``request`` with what ``X-Aprendiz-Memory`` and ``X-Aprendiz-Documents`` ask for; what the body asks for stays.
+
+    Raises InvalidRequest where they say something else than they may, or where the call is a prompt to go on from.
+    """
+    memory, documents = request.memory, request.documents
+    for name, value in headers:
+        if name == b"x-aprendiz-memory":
+            memory = _memory(value) or memory
+        elif name == b"x-aprendiz-documents" and documents is None:
+            documents = _documents(value)
+    if memory is request.memory and documents is request.documents:
+        return request
+    if request.raw:
+        raise InvalidRequest("A prompt to go on from takes no memory and no documents; ask with messages.", field="prompt")
+    return dataclasses.replace(request, memory=memory, documents=documents)
+
+
+def _memory(value: bytes) -> bool:
+    word = value.strip().lower()
+    if word not in (b"true", b"false"):
+        raise InvalidRequest("X-Aprendiz-Memory must be `true` or `false`.", field="X-Aprendiz-Memory")
+    return word == b"true"
+
+
+def _documents(value: bytes) -> tuple[str, ...] | None:
+    word = value.strip()
+    if word.lower() in (b"true", b"false"):
+        return () if word.lower() == b"true" else None
+    names = [name.strip() for name in word.decode("latin-1").split(",", MAX_COLLECTIONS)]
+    try:
+        return check_collections(names)
+    except InvalidRequest:
+        raise InvalidRequest(
+            f"X-Aprendiz-Documents must be `true`, `false`, or up to {MAX_COLLECTIONS} names of collections with commas.",
+            field="X-Aprendiz-Documents",
+        ) from None
 
 
 def _seconds(argument: bytes) -> float:

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from app.db.runs import Runs
     from app.db.snapshots import Snapshots
     from app.memory.conversations import ConversationMemory
+    from app.memory.documents import DocumentLibrary
     from app.memory.examples import ExampleMemory
+    from app.memory.facts import FactMemory
+    from app.memory.recall import Recollection
     from app.memory.vectors.base import VectorStore
     from app.models.model_manager import ModelManager
     from app.security.accounts import Accounts
@@ -60,6 +63,9 @@ class Services:
     limiter: RateLimiter
     models: ModelManager
     memory: ConversationMemory
+    recollection: Recollection
+    documents: DocumentLibrary
+    facts: FactMemory
     snapshots: Builder
     examples: ExampleMemory
     jobs: Jobs

@@ -21,15 +21,16 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.answers import admit, count_call, reserve
 from app.api.bodies import read_body, require_json
-from app.api.caching import cache_policy, wants_no_examples
+from app.api.caching import cache_policy, wants_no_examples, with_memory
 from app.api.deps import get_services
 from app.api.disconnect import until_disconnect
 from app.api.problems import log_failure
+from app.api.remembered import mark_of
 from app.api.watch import ReaderTooSlow, Watch
 from app.core.errors import UpstreamError
 from app.core.exchange import exchange_of
 from app.core.logging import request_id_var
-from app.core.types import Event, GenerationRequest, Principal
+from app.core.types import Context, Event, GenerationRequest, Principal
 from app.models.generation import Completed
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Door:
         except ClientDisconnect:
             return
         content = order.shape.whole(answers)
-        marks = _marks(answers[0].prediction.fallback, answers[0].prediction.cached)
+        marks = _marks(answers[0].prediction.fallback, answers[0].prediction.cached, answers[0].context)
         await send_json(send, content, [*order.shape.headers(state), *marks])
 
 
@@ -136,7 +137,10 @@ async def send_json(send: Send, content: bytes, headers: Headers) -> None:
 
 
 def _with_wishes(order: Order, caller: Caller) -> Order:
-    """``order`` with what headers say beside it: of the cache, and of examples."""
+    """``order`` with what headers say beside it: of the cache, of examples, of memory and documents. Raises InvalidRequest."""
+    requests = tuple([with_memory(request, caller.headers) for request in order.requests])
+    if requests != order.requests:
+        order = dataclasses.replace(order, requests=requests)
     if wants_no_examples(caller.headers):
         requests = tuple(dataclasses.replace(request, no_examples=True) for request in order.requests)
         order = dataclasses.replace(order, requests=requests)
@@ -232,7 +236,7 @@ class _Stream:
         if self._opened:
             return
         self._opened = True
-        marks = [] if generation is None else _marks(generation.fallback, generation.cached)
+        marks = [] if generation is None else _marks(generation.fallback, generation.cached, generation.context)
         headers = [*_EVENTS, *self._shape.headers(self._state), *marks]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -273,7 +277,13 @@ class _Stream:
                 yield choice, generation, batch
 
 
-def _marks(fallback: str | None, cached: bool) -> Headers:
+def _marks(fallback: str | None, cached: bool, context: Context | None) -> Headers:
     """What an operator wants to see of an answer without reading it."""
-    marks = [] if fallback is None else [(b"x-aprendiz-fallback", fallback.encode())]
-    return [*marks, (b"x-aprendiz-cached", b"true")] if cached else marks
+    marks = []
+    if fallback is not None:
+        marks.append((b"x-aprendiz-fallback", fallback.encode()))
+    if cached:
+        marks.append((b"x-aprendiz-cached", b"true"))
+    if context is not None:
+        marks.append((b"x-aprendiz-context", mark_of(context)))
+    return marks

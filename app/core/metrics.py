@@ -94,6 +94,12 @@ class Metrics:
         self.run_paused_seconds = Counter(
             "aprendiz_run_paused_seconds", "Time that training processes stood still for serving.", registry=r
         )
+        self.documents_waiting = Gauge("aprendiz_documents_waiting", "Documents that wait, or are being indexed.", registry=r)
+        self.documents_indexed = Counter(
+            "aprendiz_documents_indexed", "Documents whose indexing has ended.", ("state",), registry=r
+        )
+        self.document_chunks = Counter("aprendiz_documents_chunks", "Chunks made of documents.", registry=r)
+        self.document_seconds = Counter("aprendiz_documents_seconds", "Time spent on indexing documents.", registry=r)
         self.logins = Counter("aprendiz_logins", "Login attempts.", ("result",), registry=r)
         self.db_commit_seconds = Histogram(
             "aprendiz_db_commit_seconds", "Group commits of the writer.", registry=r, buckets=_SECONDS

@@ -187,7 +187,8 @@ class ConversationRecord:
     """Id of the newest prediction that ``summary`` covers."""
 
 
-DocumentState = Literal["queued", "indexing", "ready", "failed"]
+DocumentState = Literal["storing", "queued", "indexing", "ready", "failed"]
+"""``storing``: its bytes are still being written; nobody is shown such a one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,18 +120,19 @@ def to_input(request: GenerationRequest) -> Mapping[str, Any]:
     if request.examples:
         stored["examples"] = [example.id for example in request.examples]
     if request.context is not None:
-        stored["context"] = _named(request.context)
+        stored["context"] = _named(request.context, searched=request.documents is not None)
     return stored
 
 
-def _named(context: Context) -> Mapping[str, Any]:
+def _named(context: Context, *, searched: bool) -> Mapping[str, Any]:
+    """Ids and counts; ``passages`` is there wherever documents were asked for."""
     named: dict[str, Any] = {"turns": context.turns, "summary": context.summary is not None}
     for kind, ids in (
         ("facts", [fact.id for fact in context.facts]),
         ("passages", [passage.id for passage in context.passages]),
         ("documents", list(dict.fromkeys(passage.document_id for passage in context.passages))),
     ):
-        if ids:
+        if ids or (searched and kind == "passages"):
             named[kind] = ids
     return named | ({"left_out": dict(context.left_out)} if context.left_out else {})
 

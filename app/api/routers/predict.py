@@ -38,7 +38,7 @@ class PredictShape:
 
     def whole(self, answers: Sequence[Completed]) -> bytes:
         """See `Shape.whole`."""
-        return _encode(answer_out(answers[0].prediction, self._settings))
+        return _encode(answer_out(answers[0], self._settings))
 
     def first(self, generation: Generation) -> bytes:
         """See `Shape.first`: nothing."""
@@ -50,7 +50,7 @@ class PredictShape:
 
     def last(self, answers: Sequence[Completed]) -> bytes:
         """See `Shape.last`."""
-        return sse.event("done", answer_out(answers[0].prediction, self._settings))
+        return sse.event("done", answer_out(answers[0], self._settings))
 
     def failure(self, error: BaseException) -> bytes:
         """See `Shape.failure`."""

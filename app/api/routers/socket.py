@@ -20,9 +20,9 @@ from starlette.requests import HTTPConnection
 from starlette.routing import WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.answers import VALIDITY_S, admit, answer_out, count_call, ensure_valid, reserve, send_patiently
+from app.api.answers import VALIDITY_S, admit, answer_out, count_call, ensure_valid, reserve, send_patiently, stored_out
 from app.api.bodies import PREDICT, CancelBody, decode
-from app.api.caching import wants_no_examples
+from app.api.caching import wants_no_examples, with_memory
 from app.api.deps import count_against, get_address, get_services
 from app.api.problems import log_failure, problem
 from app.api.sse import Mailbox
@@ -130,6 +130,7 @@ class _Session:
             request = decode(text, PREDICT).to_request(request_id=request_id_var.get())
             if wants_no_examples(self._connection.scope["headers"]):
                 request = dataclasses.replace(request, no_examples=True)
+            request = with_memory(request, self._connection.scope["headers"])
         except Exception as error:  # noqa: BLE001  # the socket stays: whatever it is, it is told
             log_failure(error)
             await self._emit("problem", problem(error))
@@ -159,13 +160,13 @@ class _Session:
                 if isinstance(event, TextDelta):
                     await self._emit("delta", {"text": event.text})
                 elif isinstance(event, Completed):
-                    await self._emit("done", answer_out(event.prediction, self._services.settings))
+                    await self._emit("done", answer_out(event, self._services.settings))
 
     async def _emit_cancelled(self, generation: Generation) -> None:
         """After a cancel: ``done`` with what there was, as it is stored."""
         kept = await self._services.predictions.get(generation.id, user_id=self._principal.user_id)
         if kept is not None:
-            await self._emit("done", answer_out(kept, self._services.settings))
+            await self._emit("done", stored_out(kept, self._services.settings, generation.context))
 
     async def _emit(self, event: str, data: Any) -> None:
         frame = _encode({"event": event, "data": data}).decode()

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from app.api import sse
 from app.api.door import Caller, Door, Headers, Order
 from app.api.problems import vendor_body
+from app.api.remembered import citations_of, context_of
 from app.api.v1.chat_bodies import CHAT, ChatBody
 from app.api.v1.common import AprendizOut, StreamOptionsBody, UsageOut, limit_headers, model_name, read, seed_of, usage_out
 from app.api.v1.describe import Operation
@@ -26,8 +27,9 @@ from app.core.types import Event, GenerationRequest, ReasoningDelta, TextDelta, 
 from app.security.tokens import sign_feedback_token
 
 if TYPE_CHECKING:
-    from app.core.records import PredictionRecord
+    from app.core.records import FactRecord, PredictionRecord
     from app.core.settings import Settings
+    from app.core.types import Context
     from app.models.generation import Completed, Generation
     from app.security.rate_limit import RateState
 
@@ -118,9 +120,9 @@ class ChunkShape:
         # the vendor writes "usage" in all chunks of a stream that ends with it
         self._tail = b'],"usage":null}\n\n' if self._with_usage else b"]}\n\n"
 
-    def closing(self, choice: Any, prediction: PredictionRecord) -> bytes:
+    def closing(self, choice: Any, completed: Completed) -> bytes:
         """The last chunk of one choice."""
-        extra = b',"aprendiz":' + encode(extras(prediction, self._settings))
+        extra = b',"aprendiz":' + encode(extras_of(completed, self._settings))
         return self._head + encode(choice) + b"]" + extra + self._tail[1:]
 
     def end(self, usage: UsageOut) -> bytes:
@@ -150,7 +152,7 @@ class ChatShape(ChunkShape):
                 choices=[self._choice(index, each, several=len(answers) > 1) for index, each in enumerate(answers)],
                 usage=usage_out([each.answer.usage for each in answers]),
                 system_fingerprint=first.version,
-                aprendiz=extras(first, self._settings),
+                aprendiz=extras_of(answers[0], self._settings),
                 service_tier="default" if self._tier else UNSET,
             )
         )
@@ -181,7 +183,7 @@ class ChatShape(ChunkShape):
             }
             if len(answers) > 1:
                 choice["prediction_id"] = each.prediction.id
-            found.append(self.closing(choice, each.prediction))
+            found.append(self.closing(choice, each))
         return b"".join([*found, self.end(usage_out([each.answer.usage for each in answers]))])
 
     def _choice(self, index: int, each: Completed, *, several: bool) -> ChoiceOut:
@@ -249,14 +251,23 @@ class ChatShape(ChunkShape):
         return self._head + encode(body) + self._tail
 
 
-def extras(prediction: PredictionRecord, settings: Settings) -> AprendizOut:
+def extras_of(completed: Completed, settings: Settings) -> AprendizOut:
     """What the vendor's format has no place for."""
+    return extras(completed.prediction, settings, completed.context, completed.proposed)
+
+
+def extras(
+    prediction: PredictionRecord, settings: Settings, context: Context | None = None, proposed: Sequence[FactRecord] = ()
+) -> AprendizOut:
+    """The same of a stored answer, of whose context only ids are kept."""
     return AprendizOut(
         version=prediction.version,
         cached=prediction.cached,
         fallback=prediction.fallback,
         feedback_token=sign_feedback_token(prediction.id, settings.security),
         examples=len(prediction.input.get("examples", ())),
+        citations=citations_of(prediction, context),
+        context=context_of(context, proposed),
     )
 
 

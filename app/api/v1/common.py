@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from app.api import vendor_limits
 from app.api.bodies import MAX_MODEL_NAME, check_model_name
+from app.api.remembered import CitationOut, ContextOut
 from app.core.errors import InvalidRequest
 from app.core.types import Usage
 
@@ -94,7 +95,8 @@ class UsageOut(Struct, frozen=True):
 class AprendizOut(Struct, frozen=True):
     """What the vendor's format has no place for. ``fallback``: slug of the failure for which another target answered.
 
-    ``examples``: how many approved corrections of similar questions the model was shown.
+    ``examples``: how many approved corrections of similar questions the model was shown. ``citations`` and ``context``: what it
+    was shown of the caller's documents and memory, where they were asked for; in a stream, with its end.
     """
 
     version: str
@@ -102,6 +104,8 @@ class AprendizOut(Struct, frozen=True):
     fallback: str | None
     feedback_token: str
     examples: int = 0
+    citations: list[CitationOut] | UnsetType = UNSET
+    context: ContextOut | UnsetType = UNSET
 
 
 def read(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:

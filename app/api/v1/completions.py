@@ -194,7 +194,7 @@ class CompletionShape(ChunkShape):
             choice = TextChoiceOut(
                 text="", index=index, logprobs=None, finish_reason=_reason(each), prediction_id=each.prediction.id
             )
-            found.append(self.closing(choice, each.prediction))
+            found.append(self.closing(choice, each))
         return b"".join([*found, self.end(self._usage(answers))])
 
     def _choice(self, index: int, each: Completed) -> TextChoiceOut:
