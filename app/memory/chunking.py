@@ -23,7 +23,9 @@ LIMIT: Final = 900
 WHOLE: Final = 700
 """A paragraph, a table or code of this weight is never cut."""
 PART: Final = 480
-"""Parts that are cut out of a longer one weigh this at most."""
+"""So is a sentence or a line of this weight."""
+CUT: Final = 210
+"""Longer ones are cut to parts of this weight, some of which make a piece."""
 OVERLAP: Final = 140
 """The last sentence is said again in the next piece when a paragraph goes on there, if it weighs no more than this."""
 _MOST_PATH: Final = 160
@@ -33,12 +35,11 @@ _MOST_TITLE: Final = 100
 _MOST_SECTION: Final = 300
 _SEPARATE_LEVEL: Final = 2
 
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00010000-\U0010ffff]"
-)
-_OTHER_SCRIPTS = re.compile("[\u0370-\u0dff\u0f00-\u0fff\u10a0-\u177f\u1800-\u1dff\u2000-\u2fff]")
+_HEAVY = re.compile("[\u0100-\u036f\u0e00-\u0eff\u1000-\u1fff\u2c00-\uabff\uf900-\ufaff\ufe00-\uffef]")
+_HEAVIER = re.compile("[\U00010000-\U0010ffff]")
 _MARKS = re.compile(r"[^\w\s]|[0-9_]")
-_RUNS = re.compile(r"\S{25,}")
+_RUNS = re.compile(r"\S{25,}|[b-df-hj-np-tv-xz]{5,}", re.IGNORECASE | re.ASCII)
+_BREAKS = re.compile(r"\s+")
 _PARAGRAPH = re.compile(r"\n(?:[ \t]*\n)+")
 _SENTENCE = re.compile(r"[.!?…][\"'”’»)\]]{0,3}\s+|[。！？]\s*|\n(?=[ \t]*(?:[-•*|–]|[0-9]{1,3}[.)])\s)|\n(?=[ \t]{2})")
 _LINE = re.compile(r"\n")
@@ -80,11 +81,12 @@ def chunk(blocks: Iterable[Block]) -> Iterator[Piece]:
 
 
 def weight(text: str) -> int:
-    """What a text weighs: at least its characters, at most five times as many; about twice its tokens or more."""
+    """What a text weighs: at least its characters, twice its tokens or more in what people write and in most noise."""
     total = len(text)
     if not text.isascii():
-        total += 2 * _count(_UNSPACED, text) + _count(_OTHER_SCRIPTS, text)
-    return total + _count(_MARKS, text) + _count(_RUNS, text)
+        total += _count(_HEAVY, text) + 2 * _count(_HEAVIER, text)
+    total += _count(_MARKS, text) + _count(_RUNS, text)
+    return max(total, 3 * len(_BREAKS.findall(text)))
 
 
 def _count(pattern: re.Pattern[str], text: str) -> int:
@@ -127,9 +129,9 @@ class _Packer:
 
     def add(self, unit: _Unit) -> Iterator[Piece]:
         """A unit, into this piece or the next."""
-        size = weight(unit.text) + len(unit.gap)
+        size = weight(unit.text) + 3
         repeats = bool(unit.header) and unit.header != self._header
-        headings = sum(weight(title) + 2 for title in self._unseen_titles())
+        headings = sum(weight(title) + 3 for title in self._unseen_titles())
         overlap = ""
         if self._text and (
             self._weight + headings + size + repeats * weight(unit.header) > LIMIT or self._elsewhere(unit.place)
@@ -172,7 +174,7 @@ class _Packer:
     def _show(self) -> Iterator[Piece]:
         """Headings that no piece has shown, as lines of this one if there is room, else as the line of a new one."""
         titles = self._unseen_titles()
-        if titles and self._text and self._weight + sum(weight(title) + 2 for title in titles) <= LIMIT:
+        if titles and self._text and self._weight + sum(weight(title) + 3 for title in titles) <= LIMIT:
             for title in titles:
                 self._append(title, "\n\n")
             self._unseen, self._last, self._header = 0, "", ""
@@ -185,7 +187,7 @@ class _Packer:
         return _line_of([*(each for _, each in self._path), title])[1] > self._unseen
 
     def _append(self, text: str, gap: str) -> None:
-        self._weight += weight(text) + (len(gap) if self._text else 0)
+        self._weight += weight(text) + (3 if self._text else 0)  # at most, for the space between
         self._text += (gap if self._text else "") + text
 
     def _unseen_titles(self) -> list[str]:
@@ -233,9 +235,9 @@ def _units(block: Block) -> Iterator[_Unit]:
 
 def _parts(text: str, gap: str, place: Mapping[str, Any], header: str, *, goes_on: bool = False) -> Iterator[_Unit]:
     """A sentence or a line, at words if it is too long, anywhere if it has none."""
-    at = 0
+    at, whole = 0, weight(text) <= PART
     while at < len(text):
-        size = _fitting(text, at, PART)
+        size = len(text) if whole else _fitting(text, at, CUT)
         end = at + size
         if end < len(text):
             space = max(text.rfind(" ", at + size // 2, end), text.rfind("\n", at + size // 2, end))

@@ -126,4 +126,4 @@ def test_pages_are_never_mixed_and_lines_are_counted() -> None:
 
 def test_scripts_of_many_tokens_make_shorter_pieces() -> None:
     pieces = list(chunk([Block("数据库系统是计算机。" * 300)]))
-    assert all(len(piece.text) <= LIMIT // 3 + 20 for piece in pieces)
+    assert all(len(piece.text) <= LIMIT // 2 for piece in pieces)
