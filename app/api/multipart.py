@@ -1,7 +1,7 @@
 """Reading ``multipart/form-data`` as it comes: one file handed on piece by piece, a few small fields, nothing else.
 
-Starlette's own parser keeps whole files and takes a thousand parts. Here every count and size is bounded, what is not asked for is
-refused, and a body that ends before its last boundary is refused too: a client that left has sent no file.
+Starlette's own parser keeps whole files and takes a thousand parts. Here every count and size is bounded, what is not asked for
+is refused, and a body that ends before its last boundary is refused too: a client that left has sent no file.
 """
 
 from __future__ import annotations

@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import itertools
 import logging
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from app.core.errors import AprendizError, InvalidRequest, StorageUnavailable
-from app.core.ids import uuid7
 from app.core.metrics import Metrics
-from app.core.records import ChunkRecord, DocumentRecord
+from app.core.records import DocumentRecord
 from app.db.indexing import STAGED, Indexing
-from app.memory.chunking import Piece, chunk
+from app.memory.chunking import chunk
 from app.memory.embedder import Embedder
+from app.memory.folding import folded, record_of_piece
 from app.memory.parsing.blocks import Parsed
-from app.memory.words import scope_of, words_of_text
+from app.memory.words import scope_of
 
 logger = logging.getLogger(__name__)
 
@@ -343,10 +341,10 @@ class _Course:
         pieces = chunk(parsed.blocks)
         scope = scope_of(document.user_id, document.collection)
         count, written, whole = 0, 0, space is not None
-        while batch := await asyncio.to_thread(_folded, pieces):
+        while batch := await asyncio.to_thread(folded, pieces, _BATCH):
             await self._of._give_way()
             vectors = await self._of._vectors(document.user_id, space, [(each.hash, each.text) for each in batch])
-            rows = [_record(document, count + at, each, space, vectors.get(each.hash)) for at, each in enumerate(batch)]
+            rows = [record_of_piece(document, count + at, each, space, vectors.get(each.hash)) for at, each in enumerate(batch)]
             whole = whole and all(each.vector is not None for each in rows)
             count += len(batch)
             written += sum(len(each.text) for each in batch)
@@ -378,35 +376,3 @@ class _Course:
     async def _changed(self) -> None:
         if self._of._around.changed is not None:
             await self._of._around.changed(self.document.user_id)
-
-
-@dataclass(frozen=True, slots=True)
-class _Folded:
-    text: str
-    words: str
-    hash: str
-    place: Any
-
-
-def _folded(pieces: Iterator[Piece]) -> list[_Folded]:
-    """The next batch; empty at the end."""
-    return [
-        _Folded(each.text, " ".join(words_of_text(each.text)), hashlib.sha256(each.text.encode()).hexdigest(), each.place)
-        for each in itertools.islice(pieces, _BATCH)
-    ]
-
-
-def _record(document: DocumentRecord, position: int, piece: _Folded, space: str | None, vector: bytes | None) -> ChunkRecord:
-    return ChunkRecord(
-        id=uuid7(),
-        document_id=document.id,
-        user_id=document.user_id,
-        collection=document.collection,
-        position=position,
-        text=piece.text,
-        words=piece.words,
-        place=piece.place,
-        content_hash=piece.hash,
-        space=None if vector is None else space,
-        vector=vector,
-    )
