@@ -11,8 +11,7 @@ import functools
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from app import __version__
+from app import __version__, remembering
 from app.api import openapi, problems, server
 from app.api.application import Application
 from app.api.deps import Services
@@ -33,6 +32,7 @@ from app.api.routers import (
     health,
     imports,
     lineage,
+    memory,
     model,
     predict,
     review,
@@ -48,15 +48,11 @@ from app.core.logging import configure
 from app.core.metrics import Metrics
 from app.core.settings import Settings
 from app.db.audit import Audit
-from app.db.chunks import Chunks
 from app.db.conversations import Conversations
 from app.db.database import Database, open_database
-from app.db.documents import Documents
 from app.db.erased import Erased
 from app.db.examples import Examples
-from app.db.facts import Facts
 from app.db.feedback import Feedback
-from app.db.indexing import Indexing
 from app.db.invites import Invites
 from app.db.keys import Keys
 from app.db.predictions import Predictions
@@ -64,20 +60,9 @@ from app.db.runs import Canaries, GateAttempts, Runs
 from app.db.sessions import Sessions
 from app.db.snapshots import Snapshots
 from app.db.users import Users
-from app.db.vectors import Vectors
 from app.db.versions import Aliases, Versions
 from app.db.votes import Votes
-from app.memory.conversations import ConversationMemory
-from app.memory.documents import DocumentLibrary
-from app.memory.embedding import ModelEmbedder
 from app.memory.examples import ExampleMemory
-from app.memory.facts import FactMemory
-from app.memory.indexing import Indexer, Surroundings
-from app.memory.parsing.parser import Parser
-from app.memory.recall import Recollection
-from app.memory.search import Search
-from app.memory.vectors.base import VectorStore
-from app.memory.vectors.stores import make_store
 from app.models.adapters import Adapters
 from app.models.cache import ResponseCache
 from app.models.costs import Ledger
@@ -156,7 +141,21 @@ def create_app(
         },  # ours are Prometheus and the log; this costs each request
     )
     problems.register(app, methods_of=functools.partial(openapi.methods_of, app))
-    for module in (auth, feedback, imports, review, model, training, lineage, conversations, documents, usage, health, openapi):
+    for module in (
+        auth,
+        feedback,
+        imports,
+        review,
+        model,
+        training,
+        lineage,
+        conversations,
+        memory,
+        documents,
+        usage,
+        health,
+        openapi,
+    ):
         app.include_router(module.router)
     app.router.routes.extend(pages.routes())
     openapi.install(app)
@@ -177,9 +176,6 @@ async def build(
     stack.push_async_callback(database.aclose)
     users, sessions, keys = Users(database), Sessions(database), Keys(database)
     predictions, conversations, audit = Predictions(database), Conversations(database), Audit(database)
-    vectors = make_store(settings, Vectors(database), database)
-    stack.push_async_callback(vectors.aclose)
-    await vectors.open()
     tokens = SessionTokens(settings.security)
     authenticator = Authenticator(settings, tokens=tokens, users=users, sessions=sessions, keys=keys)
     stack.push_async_callback(authenticator.aclose)
@@ -224,8 +220,7 @@ async def build(
     await examples.start()
     await models.start()
     given, frozen = Feedback(database), Snapshots(database)
-    memory = ConversationMemory(conversations, predictions, settings.memory)
-    remembered = await _memory(settings, database, models, vectors, context, metrics, stack)
+    remembered = await remembering.build(settings, database, models, context, metrics, stack)
     live = LiveStores(Canaries(database), Votes(database))
     promotion = Promotion(models, rules=rules, stores=live, audit=audit, metrics=metrics)
     stack.push_async_callback(promotion.aclose)
@@ -255,12 +250,10 @@ async def build(
         accounts=Accounts(desk),
         limiter=limiter,
         models=models,
-        memory=memory,
+        memory=remembered.conversations,
         documents=remembered.documents,
         facts=remembered.facts,
-        recollection=Recollection(
-            settings.memory, documents=remembered.documents, facts=remembered.facts, conversations=memory
-        ),
+        recollection=remembered.recollection,
         snapshots=tools.builder,
         examples=examples,
         jobs=jobs,
@@ -276,7 +269,7 @@ async def build(
             serving=serving,
         ),
         erasure=removal,
-        vectors=vectors,
+        vectors=remembered.vectors,
     )
 
 
@@ -367,57 +360,6 @@ def _training(
         rehearsal=Rehearsal(models, folders.bases, system_prompt=settings.model.system_prompt),
         threads=settings.model.threads,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Remembered:
-    """What is remembered of people. ``forget``: drops what was derived from one person's things."""
-
-    documents: DocumentLibrary
-    facts: FactMemory
-    forget: Callable[[str], Awaitable[None]]
-
-
-async def _memory(
-    settings: Settings,
-    database: Database,
-    models: ModelManager,
-    vectors: VectorStore,
-    context: ProviderContext,
-    metrics: Metrics,
-    stack: contextlib.AsyncExitStack,
-) -> _Remembered:
-    embedder = ModelEmbedder(settings.memory, models.embed_version)
-    files = Documents(database)
-    uploads = settings.data_dir / "uploads"
-    config.make_folder(uploads)
-    indexer = Indexer(
-        Indexing(database),
-        files,
-        parser=Parser(context.runtime_dir),
-        embedder=embedder,
-        around=Surroundings(context.runtime_dir, busy=models.busy, changed=models.forget_answers),
-        metrics=metrics,
-    )
-    stack.push_async_callback(indexer.aclose)
-    await indexer.start()
-    library = DocumentLibrary(
-        store=files,
-        search=Search(Chunks(database), embedder=embedder, vectors=vectors),
-        indexer=indexer,
-        embedder=embedder,
-        vectors=vectors,
-        folder=uploads,
-        most_bytes=settings.memory.document_mb << 20,
-        changed=models.forget_answers,
-    )
-
-    async def forget(user_id: str) -> None:
-        embedder.forget(user_id)
-        await vectors.forget(user_id)
-
-    facts = FactMemory(Facts(database), vectors, embedder, forget_answers=models.forget_answers)
-    return _Remembered(library, facts, forget)
 
 
 async def _announce(services: Services, say: Callable[[str], None]) -> None:
