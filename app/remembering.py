@@ -67,7 +67,14 @@ async def build(
     await vectors.open()
     embedder = ModelEmbedder(settings.memory, models.embed_version)
     library = await _documents(settings, database, models, context, metrics, stack, embedder, vectors)
-    facts = FactMemory(Facts(database), vectors, embedder, forget_answers=models.forget_answers)
+
+    async def forget_answers(user_id: str) -> None:
+        embedder.forget(user_id)  # it may have made a vector of what is deleted
+        await models.forget_answers(user_id)
+
+    facts = FactMemory(Facts(database), vectors, embedder, forget_answers=forget_answers)
+    stack.push_async_callback(facts.aclose)
+    await facts.start()
     kept, predictions = Conversations(database), Predictions(database)
     conversations = ConversationMemory(kept, predictions, settings.memory)
     summaries = Summaries(
@@ -87,6 +94,7 @@ async def build(
 
     async def forget(user_id: str) -> None:
         embedder.forget(user_id)
+        facts.forget(user_id)
         await vectors.forget(user_id)
 
     return Memory(conversations, library, facts, recollection, vectors, forget)

@@ -79,7 +79,13 @@ ROUTES: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/usage"): READ,
     ("GET", "/conversations"): READ,
     ("GET", "/conversations/{conversation_id}"): READ,
+    ("PATCH", "/conversations/{conversation_id}"): PREDICT,
     ("DELETE", "/conversations/{conversation_id}"): PREDICT,
+    ("GET", "/memory"): READ,
+    ("POST", "/memory"): PREDICT,
+    ("PATCH", "/memory/{fact_id}"): PREDICT,
+    ("DELETE", "/memory/{fact_id}"): PREDICT,
+    ("DELETE", "/memory"): PREDICT,
     ("GET", "/health/live"): ANYONE,
     ("GET", "/health/ready"): ANYONE,
     ("GET", "/metrics"): ADMINS,  # asked here as through a proxy; a bare loopback peer may read them
@@ -141,6 +147,7 @@ def routes(service: Service) -> Iterator[tuple[str, str]]:
 def ask(client: httpx.Client, method: str, path: str, **more: Any) -> httpx.Response:
     for name in (
         "conversation_id",
+        "fact_id",
         "session_id",
         "key_id",
         "invite_id",
