@@ -36,7 +36,7 @@ HALF_LIFE_DAYS: Final = 90.0
 """After so long without being recalled or changed, a fact counts half. Age orders facts; it hides none."""
 _EXACT: Final = 64
 """So many vectors are compared here and now; more are searched in the store."""
-_RECALL_S: Final = 3.0
+_RECALL_S: Final = 0.8
 """Longest wait for the vector of a question; then words must do."""
 _REFRESH_S: Final = 10.0
 _FLUSH_S: Final = 5.0
@@ -73,6 +73,7 @@ class FactMemory:
         embedder: makes them.
         forget_answers: drops the cached answers of a user.
         now: the time, in UTC.
+        retry_s: seconds before another try where the embedder or the store is away.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class FactMemory:
         *,
         forget_answers: Callable[[str], Awaitable[None]],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        retry_s: float = _RETRY_S,
     ) -> None:
         self._store = store
         self._vectors = vectors
         self._embedder = embedder
         self._forget_answers = forget_answers
         self._now = now
+        self._retry_s = retry_s
         self._unrelated: tuple[str, tuple[array[float], ...]] | None = None
         self._waiting: dict[str, None] = {}
         self._stale: dict[Partition, None] = {}
@@ -282,10 +285,10 @@ class FactMemory:
                 await self._refresh_stale()
             except AprendizError as error:
                 logger.info("facts are embedded later", extra={"data": {"error": error.slug}})
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(self._retry_s)
             except Exception:
                 logger.exception("The keeper of facts failed; it goes on.")
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(self._retry_s)
 
     async def _flush(self) -> None:
         shown, self._shown = self._shown, {}
@@ -294,9 +297,12 @@ class FactMemory:
 
     async def _embed_waiting(self) -> None:
         while self._waiting:
-            user_id = next(iter(self._waiting))
-            await self._embed(user_id)
-            self._waiting.pop(user_id, None)
+            user_id, _ = self._waiting.popitem()  # before the work: what is kept meanwhile asks again
+            try:
+                await self._embed(user_id)
+            except BaseException:
+                self._waiting[user_id] = None
+                raise
 
     async def _embed(self, user_id: str) -> None:
         """Gives a user's kept facts the vectors that they lack. Raises what the embedder does."""

@@ -18,7 +18,7 @@ from app.db.conversations import Conversations
 from app.db.database import Database
 from app.db.predictions import Predictions
 from app.db.users import Users
-from app.memory.conversations import ConversationMemory, estimate, title_of, turn_of
+from app.memory.conversations import MOST_TURNS, ConversationMemory, Recalled, title_of, turn_of
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 MOMENTS = itertools.count(1_700_000_000_000)
@@ -54,8 +54,12 @@ async def database(sqlite: Database) -> Database:
     return sqlite
 
 
-def memory_of(database: Database, **options: Any) -> ConversationMemory:
-    return ConversationMemory(Conversations(database), Predictions(database), Memory(), **options)
+def memory_of(database: Database, tokens: int = 1024) -> ConversationMemory:
+    return ConversationMemory(Conversations(database), Predictions(database), Memory(history_tokens=tokens))
+
+
+def contents(recalled: Recalled) -> list[Any]:
+    return [message.content for message in recalled.messages]
 
 
 async def begun(memory: ConversationMemory, name: str, text: str) -> ConversationRecord:
@@ -68,15 +72,17 @@ async def test_a_conversation_grows_by_its_predictions(database: Database) -> No
     memory = memory_of(database)
     conversation = await begun(memory, "ana", "  What is\nthe sky? ")
     assert conversation.title == "What is the sky?"
-    assert await memory.history(conversation) == []
+    assert await memory.recall(conversation) == Recalled((), ())
     await Predictions(database).add(said(conversation, [{"role": "system", "content": "Be kind."}, u("Hi")], "Hello"))
     same = await memory.open(conversation.id, user("ana"))
     assert (same.id, same.title) == (conversation.id, conversation.title)
-    history = await memory.history(same)
-    assert history == [Message("user", "Hi"), Message("assistant", "Hello")]
+    recalled = await memory.recall(same)
+    assert recalled.messages == (Message("user", "Hi"), Message("assistant", "Hello"))
     # The next prediction stores what was recalled, too; it must not come back twice.
     await Predictions(database).add(said(conversation, [u("Hi"), a("Hello"), u("And now?")], "More"))
-    assert [message.content for message in await memory.history(same)] == ["Hi", "Hello", "And now?", "More"]
+    recalled = await memory.recall(same)
+    assert contents(recalled) == ["Hi", "Hello", "And now?", "More"]
+    assert (recalled.turns, recalled.left_out, recalled.summary) == ((2, 2), 0, None)
 
 
 async def test_opening_notes_the_use(database: Database) -> None:
@@ -108,48 +114,58 @@ async def test_failed_and_cut_answers_are_not_recalled(database: Database) -> No
     conversation = await begun(memory, "ana", "x")
     for status in ("error", "cancelled"):
         await Predictions(database).add(said(conversation, [u("bad")], "half", status=status))
-    assert await memory.history(conversation) == []
+    assert await memory.recall(conversation) == Recalled((), ())
 
 
-async def test_the_newest_whole_turns_within_the_budget(database: Database) -> None:
-    memory = memory_of(database, count=lambda text: len(text.split()))
+async def test_what_a_summary_covers_is_not_recalled_again(database: Database) -> None:
+    memory, conversations = memory_of(database), Conversations(database)
     conversation = await begun(memory, "ana", "x")
-    for index in range(5):
-        await Predictions(database).add(said(conversation, [u(f"question {index}")], f"answer {index}"))
-    # Each turn: two messages of two words, and four tokens around each.
-    recalled = await memory.recall(conversation, 36)
-    assert [message.content for message in recalled.messages] == [
-        text for index in (2, 3, 4) for text in (f"question {index}", f"answer {index}")
-    ]
-    assert (recalled.turns, recalled.left_out, recalled.tokens) == (3, 2, 36)
-    recalled = await memory.recall(conversation, 35)
-    assert (recalled.turns, recalled.left_out, recalled.tokens) == (2, 3, 24)
+    turns = [said(conversation, [u(f"question {index}")], f"answer {index}") for index in range(4)]
+    for turn in turns:
+        await Predictions(database).add(turn)
+    summed = await conversations.summarise(conversation, "They counted.", covered=[each.id for each in turns[:3]])
+    assert summed is not None
+    recalled = await memory.recall(await memory.open(conversation.id, user("ana")))
+    assert contents(recalled) == ["question 3", "answer 3"]
+    assert (recalled.turns, recalled.summary, recalled.left_out) == ((2,), "They counted.", 0)
 
 
-async def test_a_turn_too_long_for_the_budget_ends_the_recall(database: Database) -> None:
-    memory = memory_of(database, count=len)
+async def test_more_than_could_ever_fit_is_not_read(database: Database) -> None:
+    memory = memory_of(database, 400)
     conversation = await begun(memory, "ana", "x")
     await Predictions(database).add(said(conversation, [u("old")], "short"))
-    await Predictions(database).add(said(conversation, [u("x" * 1000)], "long"))
+    await Predictions(database).add(said(conversation, [u("x" * 10_000)], "long"))
     await Predictions(database).add(said(conversation, [u("new")], "short"))
-    recalled = await memory.recall(conversation, 100)
-    assert [message.content for message in recalled.messages] == ["new", "short"], "no holes in the middle"
+    recalled = await memory.recall(conversation)
+    assert contents(recalled) == ["new", "short"], "no holes in the middle"
     assert recalled.left_out == 2
-    assert (await memory.recall(conversation, 0)).messages == ()
+    none = await memory_of(database, 0).recall(conversation)
+    assert (none.messages, none.turns, none.left_out) == ((), (), 3)
+
+
+async def test_turns_beyond_the_most_are_counted(database: Database) -> None:
+    memory = memory_of(database, 100_000)
+    conversation = await begun(memory, "ana", "x")
+    for index in range(MOST_TURNS + 7):
+        await Predictions(database).add(said(conversation, [u(str(index))], "ok"))
+    recalled = await memory.recall(conversation)
+    assert (len(recalled.turns), recalled.left_out) == (MOST_TURNS, 7)
+    assert recalled.messages[0].content == "7"
 
 
 async def test_a_tool_result_is_never_recalled_without_its_call(database: Database) -> None:
-    memory = memory_of(database, count=len)
+    memory = memory_of(database, 400)
     conversation = await begun(memory, "ana", "x")
     call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
-    first = said(conversation, [u("time? " + "x" * 200)], "", tool_calls=(call,))
+    first = said(conversation, [u("time? " + "x" * 5000)], "", tool_calls=(call,))
     result = {"role": "tool", "content": "noon", "tool_call_id": "c1"}
     second = said(conversation, [u("time?"), {**a(""), "tool_calls": [call]}, result], "It is noon.")
     for prediction in (first, second):
         await Predictions(database).add(prediction)
-    assert (await memory.recall(conversation, 100)).messages == ()
-    whole = await memory.recall(conversation, 1000)
+    assert (await memory.recall(conversation)).messages == ()
+    whole = await memory_of(database).recall(conversation)
     assert [message.role for message in whole.messages] == ["user", "assistant", "tool", "assistant"]
+    assert whole.turns == (2, 2)
     assert whole.messages[1].tool_calls == (call,)
     assert whole.messages[2].tool_call_id == "c1"
 
@@ -166,7 +182,3 @@ def test_titles() -> None:
     long = title_of("word " * 100)
     assert len(long) <= 80 and long.endswith("…")
     assert len(title_of("x" * 500)) <= 80
-
-
-def test_the_estimate_rounds_up() -> None:
-    assert [estimate(text) for text in ("", "a", "abc", "abcd")] == [0, 1, 1, 2]
