@@ -24,13 +24,15 @@ class Benchmark(StrEnum):
     training = "training"
     gate = "gate"
     vectors = "vectors"
+    retrieval = "retrieval"
 
 
 def bench(
     context: typer.Context,
     name: Benchmark = typer.Argument(
         help="gateway: beside LiteLLM and Portkey; serving: against the bare engine; startup; commits; training: beside TRL; "
-        "gate: whether it keeps its promises; vectors: the vector stores side by side."
+        "gate: whether it keeps its promises; vectors: the vector stores side by side; "
+        "retrieval: how well documents are found, and what that does to answers."
     ),
 ) -> None:
     """Measure this machine; further arguments go to the benchmark (`aprendiz bench gateway --help`). Needs a checkout."""
