@@ -196,6 +196,11 @@ class Indexing:
 
         return await self.hold(document, work=work, **changes)
 
+    async def any_ready(self) -> bool:
+        """Whether there is anything that could have vectors."""
+        query = select(documents.c.id).where(documents.c.state == "ready", documents.c.chunks > 0).limit(1)
+        return await self._database.read(lambda connection: connection.execute(query).first() is not None)
+
     async def drop_abandoned(self, now: datetime) -> int:
         """Removes documents whose upload broke off with the process that took it. Returns how many."""
         query = delete(documents).where(documents.c.state == "storing", documents.c.claimed_until < now)

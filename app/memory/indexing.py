@@ -152,7 +152,7 @@ class Indexer:
             self._after["index"] = document.user_id
             await self._held(document, _Course.index)
             return True
-        space = await self._space()
+        space = await self._space() if await self._store.any_ready() else None
         if space is None:
             return False
         document = await self._store.claim_to_embed(space, now=now, until=now + _LEASE, after=self._after["embed"])
@@ -201,7 +201,9 @@ class Indexer:
 
     def _embedder_is_away(self, error: BaseException) -> None:
         detail = error.detail if isinstance(error, AprendizError) else "it does not answer in time"
-        logger.warning("the embedder is away, documents are found by words alone: %s", detail)
+        told = self._back_off > _BACK_OFF_S[0]
+        level = logging.DEBUG if told else logging.WARNING
+        logger.log(level, "the embedder is away, documents are found by words alone: %s", detail)
         self._embed_at = time.monotonic() + self._around.pace(self._back_off)
         self._back_off = min(self._back_off * 2, _BACK_OFF_S[1])
 
