@@ -34,7 +34,7 @@ _MOST_TOKENS: Final = 512
 _LEAST_TOKENS: Final = 24
 _ROUNDS: Final = 8
 """So often one conversation is worked on before the next one's turn."""
-_CHARACTERS_PER_TOKEN: Final = 3
+_CHARACTERS_PER_TOKEN: Final = 4
 _MESSAGE_BYTES: Final = 64
 _MOST_WAITING: Final = 1000
 _RETRY_S: Final = 30.0
