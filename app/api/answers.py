@@ -49,8 +49,8 @@ class AnswerOut(Struct, frozen=True):
     """A whole answer. ``id`` works for feedback at once; ``feedback_token`` does so without a login, for 30 days.
 
     ``fallback``: the problem for which the first target of a route did not answer, or null. ``examples``: how many approved
-    corrections of similar questions the model was shown. ``citations``: what the model was shown of the caller's documents, where
-    they were asked for; ``context``: what else, where memory, documents or a conversation came in.
+    corrections of similar questions the model was shown. ``citations``: what it was shown of the caller's documents, where they
+    were asked for; ``context``: what else, where memory, documents or a conversation came in.
     """
 
     id: str

@@ -156,6 +156,8 @@ class Context:
     turns: int = 0
     """Earlier turns that are recalled whole; they stand in ``messages``, as `GenerationRequest.recalled` says."""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    private: bool = False
+    """An answer among the recalled turns was made with facts or documents: this one may repeat what stood in them."""
     notes: tuple[str, ...] = ()
     """What the caller should know: that the embedder was away, say, so that words alone were searched."""
 

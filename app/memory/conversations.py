@@ -17,6 +17,7 @@ from app.core.ids import is_uuid7, uuid7
 from app.core.records import ConversationRecord, PredictionRecord
 from app.core.settings import Memory
 from app.core.types import Message, Principal
+from app.memory.recall import shows_private
 
 _TITLE = 80
 MOST_TURNS: Final = 200
@@ -62,6 +63,8 @@ class Recalled:
     turns: tuple[int, ...]
     summary: str | None = None
     left_out: int = 0
+    private: bool = False
+    """One of them was answered with facts or documents; see `app.memory.recall.shows_private`."""
 
 
 class ConversationMemory:
@@ -106,19 +109,20 @@ class ConversationMemory:
         if total == limit:
             total = await self._conversations.count_turns(conversation.id, user_id=owner, after=after)
         kept: list[list[Message]] = []
-        room = self._characters
+        room, private = self._characters, False
         for prediction in reversed(found):
             turn = turn_of(prediction)
             room -= sum(len(text_of(message)) for message in turn)
             if room < 0:
                 break
             kept.append(turn)
+            private = private or shows_private(prediction.input)
         # A turn that answers a tool call means nothing without the turn that made the call.
         while kept and kept[-1][0].role == "tool":
             kept.pop()
         kept.reverse()
         messages = tuple(message for turn in kept for message in turn)
-        return Recalled(messages, tuple(map(len, kept)), conversation.summary, total - len(kept))
+        return Recalled(messages, tuple(map(len, kept)), conversation.summary, total - len(kept), private)
 
 
 def turn_of(prediction: PredictionRecord) -> list[Message]:

@@ -20,6 +20,7 @@ from app.core.errors import AprendizError
 from app.core.records import FeedbackRecord, PredictionRecord
 from app.core.settings import Training
 from app.core.types import Example, Message
+from app.memory.recall import shows_private
 from app.memory.similarity import TextIndex, words_of
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,8 @@ def _known(said: FeedbackRecord, prediction: PredictionRecord) -> _Known | None:
     form = (sampling.get("response_format") or {}).get("type", "text")
     if said.review != "approved" or not answer or asked.get("raw") or sampling.get("tools") or form != "text":
         return None
+    if shows_private(asked):
+        return None  # made with one user's facts or documents, it may hold their words: nobody else is shown them
     messages: Sequence[Mapping[str, Any]] = asked.get("messages", ())
     if not messages or messages[-1].get("role") != "user":
         return None

@@ -59,7 +59,10 @@ class Facts(Protocol):
 
 
 class Recalled(Protocol):
-    """Earlier turns: their messages, how many each turn has, what came before them, how many turns are not among them."""
+    """Earlier turns: their messages, how many each turn has, what came before them, how many turns are not among them.
+
+    ``private``: one of them was answered with facts or documents (`shows_private`).
+    """
 
     @property
     def messages(self) -> tuple[Message, ...]: ...
@@ -69,6 +72,8 @@ class Recalled(Protocol):
     def summary(self) -> str | None: ...
     @property
     def left_out(self) -> int: ...
+    @property
+    def private(self) -> bool: ...
 
 
 class Conversations(Protocol):
@@ -175,7 +180,9 @@ class Recollection:
             recalled=recalled.turns,
         )
         left_out = {"turns": recalled.left_out} if recalled.left_out else {}
-        return request, Context(summary=recalled.summary, turns=len(recalled.turns), left_out=left_out)
+        return request, Context(
+            summary=recalled.summary, turns=len(recalled.turns), left_out=left_out, private=recalled.private
+        )
 
     async def _recall_facts(
         self, request: GenerationRequest, user_id: str, query: str
@@ -220,12 +227,13 @@ class Recollection:
 
 
 def shows_private(stored: Mapping[str, Any]) -> bool:
-    """Whether a prediction was answered with facts or documents in its prompt: ``stored`` is its input.
+    """Whether a prediction was answered with more in its prompt than is stored with it: facts, documents, a summary, or an
+    earlier answer made with them. ``stored`` is its input.
 
-    Such an answer holds what only its user may read. It teaches no model and is nobody else's example.
+    Such an answer may hold what only its user may read. It teaches no model and is nobody else's example.
     """
     context = stored.get("context") or {}
-    return bool(context.get("facts") or context.get("passages"))
+    return any(context.get(name) for name in ("facts", "passages", "summary", "private"))
 
 
 def _heard(task: asyncio.Task[Any]) -> None:

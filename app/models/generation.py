@@ -134,6 +134,8 @@ def _named(context: Context, *, searched: bool) -> Mapping[str, Any]:
     ):
         if ids or (searched and kind == "passages"):
             named[kind] = ids
+    if context.private:
+        named["private"] = True
     return named | ({"left_out": dict(context.left_out)} if context.left_out else {})
 
 

@@ -9,7 +9,7 @@
 An upvoted answer is no SFT row: a vote says "good enough", a correction says "like this". Each row also names its
 ``prediction_id`` and ``feedback_id``; TRL ignores columns it does not know. What cannot make a sound row makes none: feedback
 that a reviewer rejected or has yet to see (`waits`), broken or cut answers as examples, a "correction" that changes nothing
-as a pair, a preference across different prompts, messages with images.
+as a pair, a preference across different prompts, messages with images, answers from somebody's facts or documents (`private`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 from app.core.errors import InvalidRequest
 from app.core.records import FeedbackRecord, PredictionRecord
 from app.core.text import storable
+from app.memory.recall import shows_private
 from app.training.rowfiles import decode
 
 Format = Literal["sft", "dpo", "kto"]
@@ -61,6 +62,12 @@ def admitted(said: FeedbackRecord, review: Review) -> FeedbackRecord | None:
     if said.edited is not None and said.review == "approved":
         return replace(said, correction=said.edited)
     return said
+
+
+def private(prediction: PredictionRecord) -> bool:
+    """Whether it was answered with its user's facts or documents in the prompt. It teaches nobody: the answer, and a correction
+    of it, hold what only that user may read, and the prompt as stored does not."""
+    return shows_private(prediction.input)
 
 
 def rows(feedback: Iterable[Triple], format: Format, review: Review = "anonymous") -> Iterator[Row]:
@@ -108,7 +115,9 @@ def snapshot_rows(triple: Triple, review: Review) -> Iterator[Row]:
 
 
 def prompt_of(prediction: PredictionRecord) -> list[Row] | None:
-    """The prompt's messages as TRL reads them, or None where they hold more than text."""
+    """The prompt's messages as TRL reads them, or None where they hold more than text, or private text stood beside them."""
+    if private(prediction):
+        return None
     messages = [_message(each) for each in prediction.input.get("messages", ())]
     if not messages or None in messages:
         return None

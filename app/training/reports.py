@@ -22,7 +22,7 @@ def report_of(assembly: Assembly, intake: Mapping[str, int], floors: Mapping[str
     rows = assembly.rows
     splits = {kind: Counter(row.split for row in rows if row.kind == kind) for kind in KINDS}
     return {
-        "feedback": {name: intake.get(name, 0) for name in ("read", "rejected", "waiting", "without_rows")},
+        "feedback": {name: intake.get(name, 0) for name in ("read", "rejected", "waiting", "context", "without_rows")},
         "rows": {kind: {name: splits[kind][name] for name in ("train", "heldout", "quarantined", "folded")} for kind in KINDS},
         "too_long": assembly.too_long,
         "groups": {side: len({row.group for row in rows if row.split == side}) for side in ("train", "heldout")},

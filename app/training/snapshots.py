@@ -29,7 +29,7 @@ from app.core.records import SnapshotRecord, SnapshotRowRecord
 from app.core.settings import Settings
 from app.core.types import Principal
 from app.training.assembly import FILES, Assembly, Origin, Plan, open_private
-from app.training.datasets import Review, Triple, admitted, snapshot_rows, waits
+from app.training.datasets import Review, Triple, admitted, private, snapshot_rows, waits
 from app.training.quarantine import Rules
 from app.training.reports import choose_method, missing, report_of
 from app.training.rowfiles import read_rows
@@ -37,7 +37,7 @@ from app.training.splitting import History
 
 __all__ = ["Floors", "SnapshotBuilder", "SnapshotConfig", "choose_method", "snapshot_folder", "verify"]
 
-RULES_VERSION: Final = 2
+RULES_VERSION: Final = 3
 """Goes up when the same feedback and configuration would give another dataset."""
 _STALE_S = 3600
 """No snapshot takes so long; folders of a process that may still be at work are left alone."""
@@ -233,6 +233,9 @@ def _take(assembly: Assembly, page: list[Triple], review: Review, intake: Counte
         intake["rejected"] += said.review == "rejected"
         intake["waiting"] += waits(said, review)
         if admitted(said, review) is None:
+            continue
+        if private(prediction):
+            intake["context"] += 1
             continue
         origin = Origin(
             feedback_id=said.id,

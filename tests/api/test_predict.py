@@ -120,7 +120,12 @@ BAD_BODIES: list[tuple[str, bytes]] = [
     ("utf-16 without mark", '{"prompt":"a"}'.encode("utf-16-le")),
     ("byte order mark", b'\xef\xbb\xbf{"prompt":"a"}'),
     ("unknown field", PROMPT % b',"n":2'),
-    ("not in this version", PROMPT % b',"memory":true'),
+    ("memory that is no yes or no", b'{"prompt":"a","memory":"yes"}'),
+    ("no collections", b'{"prompt":"a","documents":[]}'),
+    ("too many collections", b'{"prompt":"a","documents":[' + b",".join(b'"c%d"' % n for n in range(17)) + b"]}"),
+    ("a path for a collection", b'{"prompt":"a","documents":"../b"}'),
+    ("a name of capitals", b'{"prompt":"a","documents":["ok","NotOk"]}'),
+    ("a number for a collection", b'{"prompt":"a","documents":1}'),
     ("deep", b'{"prompt":' + b"[" * 100_000),
     (
         "deep schema",

@@ -131,7 +131,7 @@ async def test_only_what_review_allows_trains_and_in_the_reviewers_words(
     rejected = await corrected(sqlite, user, "another question", "nonsense")
     await repository.review(rejected, "rejected", reviewer=None, now=NOW)
     snapshot = await builder.build(FEW, actor=None)
-    assert snapshot.report["feedback"] == {"read": 10, "rejected": 1, "waiting": 1, "without_rows": 0}
+    assert snapshot.report["feedback"] == {"read": 10, "rejected": 1, "waiting": 1, "context": 0, "without_rows": 0}
     text = _all_text(settings, snapshot)
     assert "stranger" not in text
     assert "nonsense" not in text

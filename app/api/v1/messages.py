@@ -22,7 +22,7 @@ from app.api.deps import get_services
 from app.api.disconnect import until_disconnect
 from app.api.door import Caller, Door, Headers, Order, send_json
 from app.api.problems import vendor_body
-from app.api.v1.chat import extras
+from app.api.v1.chat import extras_of
 from app.api.v1.common import AprendizOut
 from app.api.v1.describe import Operation
 from app.api.v1.messages_answer import AppliedEditsOut, MessageOut, TokenCountOut, content_of, ending_of, usage_of
@@ -75,7 +75,7 @@ class MessagesShape:
                 model=f"{prediction.provider}/{prediction.model}",
                 content=content_of(answer, prediction.id),
                 usage=usage_of(answer.usage),
-                aprendiz=extras(prediction, self._settings),
+                aprendiz=extras_of(answers[0], self._settings),
                 stop_reason=ending.stop_reason,
                 stop_sequence=ending.stop_sequence,
                 **self._edits,
@@ -97,6 +97,8 @@ class MessagesShape:
         """See `Shape.last`."""
         answer = answers[0].answer
         fields = {"delta": ending_of(answer), "usage": usage_of(answer.usage), **self._edits}
+        if answers[0].context is not None:  # what `first` could not say yet
+            fields["aprendiz"] = extras_of(answers[0], self._settings)
         return self._blocks.close() + event("message_delta", fields) + STOP
 
     def failure(self, error: BaseException) -> bytes:

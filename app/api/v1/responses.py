@@ -20,6 +20,7 @@ from app.api.bodies import read_body, require_json
 from app.api.deps import current_principal, get_services
 from app.api.disconnect import until_disconnect
 from app.api.door import Caller, Door, Order
+from app.api.v1.chat import extras
 from app.api.v1.common import read
 from app.api.v1.responses_body import RESPONSES, TOKENS, Asked, AskedResponse, name_field
 from app.api.v1.responses_output import ended
@@ -160,7 +161,8 @@ async def show(request: Request) -> Response:
     if request.query_params.get("stream", "false") != "false" or "starting_after" in request.query_params:
         raise InvalidRequest("A stored response is not streamed again; ask without stream and starting_after.", field="stream")
     record = await find(services, principal, request.path_params["response_id"])
-    return _json(ended(record, record.input["door"]["response"], output_of(record), answer_of(record).usage, services.settings))
+    marks = extras(record, services.settings)
+    return _json(ended(record, record.input["door"]["response"], output_of(record), answer_of(record).usage, marks))
 
 
 async def list_items(request: Request) -> Response:

@@ -12,11 +12,9 @@ from typing import Any, Final, Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from app.api.v1.chat import call_id as missing_call_id
-from app.api.v1.chat import extras
 from app.api.v1.common import AprendizOut
 from app.api.v1.responses_turns import seal
 from app.core.records import PredictionRecord
-from app.core.settings import Settings
 from app.core.types import Answer, Usage
 
 Item = dict[str, Any]
@@ -78,7 +76,7 @@ def response(prediction_id: str, echo: Echo, **fields: Any) -> ResponseOut:
     return ResponseOut(id=prediction_id, created_at=created_at(prediction_id), **{"output": (), **echo, **fields})
 
 
-def ended(prediction: PredictionRecord, echo: Echo, output: Sequence[Item], usage: Usage, settings: Settings) -> ResponseOut:
+def ended(prediction: PredictionRecord, echo: Echo, output: Sequence[Item], usage: Usage, marks: AprendizOut) -> ResponseOut:
     """The response of a stored prediction."""
     fields: dict[str, Any] = {"status": "completed"}
     match prediction.status:
@@ -97,7 +95,7 @@ def ended(prediction: PredictionRecord, echo: Echo, output: Sequence[Item], usag
         model=f"{prediction.provider}/{prediction.model}",
         output=output,
         usage=usage_of(usage),
-        aprendiz=extras(prediction, settings),
+        aprendiz=marks,
         **fields,
     )
 

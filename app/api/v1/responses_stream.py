@@ -14,6 +14,7 @@ import msgspec
 from app.api import sse, vendor_errors
 from app.api.problems import vendor_body
 from app.api.v1.chat import call_id as missing_call_id
+from app.api.v1.chat import extras_of
 from app.api.v1.common import limit_headers
 from app.api.v1.responses_body import name_field
 from app.api.v1.responses_output import (
@@ -251,7 +252,7 @@ class ResponsesShape:
         """See `Shape.whole`."""
         prediction, answer = answers[0].prediction, answers[0].answer
         items = answer_items(self._id, answer, summary=self._summary, encrypted=self._encrypted)
-        return _encode(ended(prediction, self._echo, items, answer.usage, self._settings))
+        return _encode(ended(prediction, self._echo, items, answer.usage, extras_of(answers[0], self._settings)))
 
     def first(self, generation: Generation) -> bytes:
         """See `Shape.first`."""
@@ -273,7 +274,7 @@ class ResponsesShape:
         incomplete = prediction.finish_reason in INCOMPLETE
         ends = [self._close(index, last=index == len(self._items) - 1, incomplete=incomplete) for index in self._unclosed()]
         output = [self._closed[index] for index in range(len(self._items))]
-        body = ended(prediction, self._echo, output, answer.usage, self._settings)
+        body = ended(prediction, self._echo, output, answer.usage, extras_of(answers[0], self._settings))
         kind = "response.incomplete" if incomplete else "response.completed"
         return begin + b"".join(ends) + self._events.event(kind, response=body)
 
