@@ -312,8 +312,14 @@ def _middleware(settings: Settings, metrics: Metrics, templates: dict[Any, str])
                 CORSMiddleware,
                 allow_origins=edge.cors_origins,
                 allow_methods=("GET", "POST", "DELETE", "PATCH"),
-                allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-API-Key", "X-Request-ID"),
-                expose_headers=("X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", "Idempotent-Replayed"),
+                allow_headers=(
+                    *("Authorization", "Content-Type", "Idempotency-Key", "X-API-Key", "X-Request-ID"),
+                    *("X-Aprendiz-Memory", "X-Aprendiz-Documents"),
+                ),
+                expose_headers=(
+                    *("X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", "Idempotent-Replayed"),
+                    "X-Aprendiz-Context",
+                ),
             )
         )
     found += [Middleware(CrossSiteGuard, edge, respond=problems.respond), Middleware(ApiRateLimit, server=edge)]
