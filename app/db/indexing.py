@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, func, insert, or_, select, update
 
 from app.core.records import ChunkRecord, DocumentRecord
 from app.db import partitions
 from app.db.database import Database
-from app.db.insert import insert_rows
 from app.db.rows import record_of, values_of
 from app.db.schema import chunks, documents
 
@@ -113,7 +112,7 @@ class Indexing:
         def work(connection: Connection) -> None:
             connection.execute(earlier)
             if rows:
-                insert_rows(connection, chunks, rows)
+                connection.execute(insert(chunks), rows)
 
         return await self.hold(document, work=work, **changes)
 
