@@ -277,10 +277,8 @@ async def test_words_are_searched_within_collections(database: Database) -> None
     assert await Chunks(database).holding(user.id, [], ["lamp"], scope=scope_of(user.id), most=9) == {}
 
 
-@pytest.mark.parametrize(
-    "word", ['a" OR words : "secret', "secret*", "secret OR x", "secret | x", "!x", "'", "\\", "", ":*", "a b"]
-)
-async def test_no_word_is_an_expression(database: Database, word: str) -> None:
+async def test_no_word_is_an_expression(database: Database) -> None:
     user = await stored_user(database)
     await indexed(database, user.id, "a secret")
-    assert await found(database, user.id, word) == []
+    for word in ('a" OR words : "secret', "secret*", "secret OR x", "secret | x", "!x", "'", "\\", "", ":*", "a b"):
+        assert await found(database, user.id, word) == [], word
