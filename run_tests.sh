@@ -35,6 +35,7 @@ done
 
 CACHE="$PWD/.cache"
 MODEL=smollm2-135m-instruct
+EMBEDDER=multilingual-e5-small
 
 install_browser() {
     if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then
@@ -75,6 +76,8 @@ if $setup; then
     install_npm_packages
     APRENDIZ_DATA_DIR="$CACHE" "$VENV/bin/aprendiz" models pull "$MODEL" >/dev/null ||
         say "**** NO MODEL: tests with the real model are SKIPPED. ****"
+    APRENDIZ_DATA_DIR="$CACHE" "$VENV/bin/aprendiz" models pull "$EMBEDDER" >/dev/null ||
+        say "**** NO EMBEDDER: tests with real vectors of text are SKIPPED. ****"
 fi
 [ -x "$VENV/bin/pytest" ] || die "$VENV holds no pytest; run ./run_tests.sh once without --fast"
 
@@ -82,6 +85,10 @@ if [ -z "${APRENDIZ_TEST_MODEL:-}" ]; then
     APRENDIZ_TEST_MODEL=$(find "$CACHE/models" -name '*.gguf' -type f 2>/dev/null | head -n 1 || true)
 fi
 if [ -n "$APRENDIZ_TEST_MODEL" ]; then export APRENDIZ_TEST_MODEL; else unset APRENDIZ_TEST_MODEL; fi
+
+if [ -z "${APRENDIZ_TEST_EMBEDDER:-}" ] && [ -f "$CACHE/models/$EMBEDDER/model.onnx" ]; then
+    export APRENDIZ_TEST_EMBEDDER="$CACHE/models/$EMBEDDER"
+fi
 
 failed=()
 check() { # check NAME COMMAND...: goes on after a failure, so that one run shows everything

@@ -129,13 +129,14 @@ class Serve(Protocol):
 
 
 def make_settings(data_dir: Path, **sections: Any) -> Settings:
-    """Settings for tests: echo, no limits that get in the way, a fixed key; ``sections`` override."""
+    """Settings for tests: echo, no embedder, no limits that get in the way, a fixed key; ``sections`` override."""
     tree: dict[str, Any] = {
         "data_dir": data_dir,
         "server": {"port": 0, "grace_s": 2},
         "security": {"secret_key": "k" * 48},
         "rate_limits": dict.fromkeys(("predict", "feedback", "login", "api"), _UNLIMITED),
         "model": {"provider": "echo", "model": "echo"},
+        "memory": {"embedder": ""},
         "logging": {"level": "WARNING"},
     }
     for name, values in sections.items():

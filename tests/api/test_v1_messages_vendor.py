@@ -29,7 +29,13 @@ from tests.vendors.anthropic_server import (
 
 NAME = f"far/{MODEL}"
 REDACTED = {"type": "redacted_thinking", "data": "EmwKAhgBEgy3va3pzix"}
-ASK: dict[str, Any] = {"model": NAME, "max_tokens": 500, "messages": [{"role": "user", "content": "What now?"}]}
+TOOLS = [{"name": name, "input_schema": {"type": "object"}} for name in ("f", "g")]
+ASK: dict[str, Any] = {
+    "model": NAME,
+    "max_tokens": 500,
+    "messages": [{"role": "user", "content": "What now?"}],
+    "tools": TOOLS,
+}
 ANSWERS: dict[str, Any] = {
     "text": message(text("¡Hola, 漢字 🙂!")),
     "nothing": message(),
