@@ -1,6 +1,6 @@
 """Facts of a user: proposed from what they state, kept when they agree, recalled where they matter, gone when they say so.
 
-Recall ranks what is kept by relevance times age. Relevance: cosine similarity above that of unrelated sentences, or shared
+Recall ranks what is kept by relevance times age. Relevance: cosine similarity beyond what any two sentences have, or shared
 words, whichever says more; while there is no vector, words alone. What somebody is called and how they want to be answered is
 recalled always. Proposals are never recalled, and only a user's own message proposes. How facts get into a prompt is decided in
 `app.models`; no model is asked here.
@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import operator
 from array import array
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -31,7 +33,8 @@ from app.memory.words import query_words
 logger = logging.getLogger(__name__)
 
 FLOOR: Final = 0.2
-"""Relevance below which a fact is not shown; see `_UNRELATED`."""
+"""Relevance below which a fact is not shown. A line too many is cheaper than one that is missing; what it finds of what belongs
+stands in doc/memory.md."""
 HALF_LIFE_DAYS: Final = 90.0
 """After so long without being recalled or changed, a fact counts half. Age orders facts; it hides none."""
 _EXACT: Final = 64
@@ -44,7 +47,7 @@ _RETRY_S: Final = 30.0
 _EXPIRE_S: Final = 3600.0
 _BATCH: Final = 32
 _MOST_USERS: Final = 10_000
-_UNRELATED: Final = (
+_USUAL: Final = (
     "My car has a flat tyre.",
     "I collect old stamps.",
     "Mi vecino pinta la valla de verde.",
@@ -53,15 +56,38 @@ _UNRELATED: Final = (
     "My grandfather built wooden boats.",
     "El ascensor de mi edificio es muy lento.",
     "I once saw a whale near the coast.",
+    "Turn the volume down before the concert.",
+    "La impresora se quedó sin papel.",
+    "How many moons does Jupiter have?",
+    "Corrige la ortografía de este párrafo.",
+    "What does this error message mean?",
+    "Dame tres títulos para un relato corto.",
+    "The museum sells tickets at the door.",
+    "Explícame cómo funciona un préstamo.",
 )
-"""What a question is compared with to learn how similar an embedder finds sentences that have nothing to do with each other:
-for some it is 0.1, for others 0.8. Relevance is the part of the way from there to 1."""
+"""Sentences of all kinds. Embedders find any two sentences somewhat similar (some 0.1, others 0.8), and some sentences to all
+others: with the mean of these taken from both sides, what is left is what two have in common beyond that."""
 _LIGHT: Final = frozenset(
     """m ve d s t live work prefer like love hate name call called use want need know tell good best new day time year make
     vivo trabajo prefiero gusta gustan encanta odio nombre llamo llama tengo uso quiero necesito saber mejor nuevo dia ano hacer
     puedo puede alguna algun favorito favorita favourite favorite""".split()  # noqa: SIM905  # a list that a person can read
 )
 """Words that many facts have and that tell nothing about one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """The mean of `_USUAL` in a space, as queries and as passages."""
+
+    space: str
+    query: array[float]
+    passage: array[float]
+
+    def similarity(self, query: array[float], passage: array[float]) -> float:
+        """The cosine of a query, less its mean already, and a passage, less its own."""
+        rest = array("f", map(operator.sub, passage, self.passage))
+        length = math.sqrt(_dot(query, query) * _dot(rest, rest))
+        return _dot(query, rest) / length if length else 0.0
 
 
 class FactMemory:
@@ -92,7 +118,7 @@ class FactMemory:
         self._forget_answers = forget_answers
         self._now = now
         self._retry_s = retry_s
-        self._unrelated: tuple[str, tuple[array[float], ...]] | None = None
+        self._usual: _Usual | None = None
         self._waiting: dict[str, None] = {}
         self._stale: dict[Partition, None] = {}
         self._shown: dict[tuple[str, str], None] = {}
@@ -236,23 +262,20 @@ class FactMemory:
         if not embedded:
             return {}
         [vector] = await self._embedder.embed([text], kind="query", user_id=user_id)
-        query = _floats(vector)
-        usual = await self._usual(space, query, user_id)
-        if len(embedded) <= _EXACT:
-            vectors = await self._store.vectors(user_id, space, embedded)
-            cosines: Mapping[str, float] = {key: _dot(query, _floats(each)) for key, each in vectors.items()}
-        else:
+        if len(embedded) > _EXACT:
             hits = await self._vectors.search(Partition(user_id, FACTS, space), vector, _EXACT)
-            cosines = {hit.id: hit.score for hit in hits}
-        return {key: (cosine - usual) / (1 - usual) for key, cosine in cosines.items()}
+            embedded = [hit.id for hit in hits]
+        usual = await self._learn_usual(space, user_id)
+        query = array("f", map(operator.sub, _floats(vector), usual.query))
+        vectors = await self._store.vectors(user_id, space, embedded)
+        return {key: usual.similarity(query, _floats(each)) for key, each in vectors.items()}
 
-    async def _usual(self, space: str, query: array[float], user_id: str) -> float:
-        """How similar the query is to sentences that have nothing to do with it; below 1."""
-        if self._unrelated is None or self._unrelated[0] != space:
-            vectors = await self._embedder.embed(_UNRELATED, kind="passage", user_id=user_id)
-            self._unrelated = space, tuple(map(_floats, vectors))
-        others = self._unrelated[1]
-        return min(sum(_dot(query, each) for each in others) / len(others), 0.99)
+    async def _learn_usual(self, space: str, user_id: str) -> _Usual:
+        if self._usual is None or self._usual.space != space:
+            queries = await self._embedder.embed(_USUAL, kind="query", user_id=user_id)
+            passages = await self._embedder.embed(_USUAL, kind="passage", user_id=user_id)
+            self._usual = _Usual(space, _mean(queries), _mean(passages))
+        return self._usual
 
     def _freshness(self, fact: FactRecord) -> float:
         last = max(fact.updated_at, fact.recalled_at or fact.updated_at)
@@ -338,6 +361,11 @@ def _shared(query: Iterable[str], fact: frozenset[str]) -> float:
 
 def _floats(vector: bytes) -> array[float]:
     return array("f", vector)
+
+
+def _mean(vectors: Sequence[bytes]) -> array[float]:
+    sums = [sum(column) / len(vectors) for column in zip(*map(_floats, vectors), strict=True)]
+    return array("f", sums)
 
 
 def _dot(one: array[float], other: array[float]) -> float:
