@@ -9,11 +9,11 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import aiohttp
 
-from app.core.errors import AprendizError, Unauthenticated, Unavailable, UpstreamError
+from app.core.errors import AprendizError, TooManyRequests, Unauthenticated, Unavailable, UpstreamError
 
 _MAX_EVENT = 8 << 20
 _CONNECT_S = 5.0
@@ -61,6 +61,16 @@ class ServiceClient:
     async def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """A call by any method, and the JSON answer; None where there is nothing to say."""
         return await self._call(method, path, body)
+
+    async def upload(self, path: str, content: BinaryIO, *, name: str, fields: Mapping[str, str]) -> Any:
+        """Sends a file as it is read, as the part ``file`` of a form, and returns the JSON answer."""
+        form = aiohttp.FormData()
+        for field, value in fields.items():
+            form.add_field(field, value)
+        form.add_field("file", content, filename=name)
+        async with self._request("POST", path, None, total=_CALL_S, form=form) as response:
+            await self._check(response)
+            return await response.json(content_type=None)
 
     async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Sends ``body`` and yields each server-sent event as ``(name, data)``. Closing it early closes the connection.
@@ -113,12 +123,15 @@ class ServiceClient:
         *,
         total: float | None = None,
         headers: Mapping[str, str] | None = None,
+        form: aiohttp.FormData | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         if self._session is None:
             raise RuntimeError("use the client as `async with`")
         timeout = aiohttp.ClientTimeout(total=total, sock_connect=_CONNECT_S)
         try:
-            async with self._session.request(method, self.url + path, json=body, timeout=timeout, headers=headers) as response:
+            async with self._session.request(
+                method, self.url + path, json=body, data=form, timeout=timeout, headers=headers
+            ) as response:
                 yield response
         except (aiohttp.ClientConnectionError, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise Unavailable(f"No service answers at {self.url}. Start it with `aprendiz serve`, or pass --url.") from error
@@ -136,13 +149,18 @@ class ServiceClient:
             problem = await response.json(content_type=None)
         except ValueError:
             problem = None
-        raise _error(response.status, problem if isinstance(problem, dict) else {})
+        error = _error(response.status, problem if isinstance(problem, dict) else {})
+        wait = response.headers.get("retry-after", "")
+        error.retry_after = float(wait) if wait.isascii() and wait.isdigit() else None
+        raise error
 
 
 def _error(status: int, problem: Mapping[str, Any]) -> AprendizError:
     detail = str(problem.get("detail") or problem.get("title") or f"The service answered with status {status}.")
     if status == 401:
         return Unauthenticated(detail)
+    if status == 429:
+        return TooManyRequests(detail)
     return Unavailable(detail) if status == 503 else AprendizError(detail)
 
 

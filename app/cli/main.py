@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from app.cli import bench, chat, config, db, demo, doctor, feedback, keys, lineage, memory, models, serve, train, users
+from app.cli import bench, chat, config, db, demo, docs, doctor, feedback, keys, lineage, memory, models, serve, train, users
 from app.cli.output import EXIT_FAILURE, data, say
 
 INTERRUPTED = 130
@@ -51,6 +51,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(docs.app, name="docs")
 app.add_typer(memory.app, name="memory")
 app.add_typer(models.app, name="models")
 train.app.command("lineage")(lineage.lineage)
