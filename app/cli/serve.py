@@ -46,11 +46,7 @@ def _pulling(wanted: str, data_dir: Path) -> Iterator[None]:
     """A process that fetches ``wanted`` while the block runs, and says on stderr how it goes. Until then searches go by words
     alone. It ends with the block, with all that it started."""
     command = [sys.executable, "-P", "-m", "app.cli.main", "models", "pull", wanted]
-    environ = {
-        **os.environ,
-        "APRENDIZ_DATA_DIR": str(data_dir),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
+    environ = {**os.environ, "APRENDIZ_DATA_DIR": str(data_dir), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     child = subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environ, start_new_session=True
     )

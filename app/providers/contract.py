@@ -229,7 +229,7 @@ async def closes_twice(model: LoadedModel) -> None:
 
 
 async def vectors_are_vectors(model: LoadedModel) -> None:
-    """One vector of one length for each text, in order, the same alone and in company; more dimensions than there are: refused."""
+    """One vector of one length for each text, in order, the same alone and in company; too many dimensions are refused."""
     texts = ("a", "The quick brown fox jumps over the lazy dog. " * 30, _UNICODE, "b\0c", "", "x" * 100_000)
     together = (await _embed(model, *texts)).vectors
     _must(len(together) == len(texts), "there is not one vector for each text")

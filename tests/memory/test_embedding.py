@@ -24,7 +24,7 @@ class Model:
 
     async def __call__(self, request: EmbeddingRequest, user_id: str) -> tuple[Embeddings, VersionInfo, str]:
         self.asked.append((user_id, request.kind, request.inputs))
-        return echo_vectors.embed(request), VersionInfo(self.version, "echo", "echo"), "echo/echo"
+        return echo_vectors.embed(request), VersionInfo(self.version, "echo", "echo", None, None, None), "echo/echo"
 
 
 @pytest.fixture

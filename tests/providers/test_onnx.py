@@ -24,7 +24,7 @@ Context = Callable[..., ProviderContext]
 
 
 def near(one: Sequence[float], other: Sequence[float]) -> float:
-    return sum(map(operator.mul, one, other))
+    return float(sum(map(operator.mul, one, other)))
 
 
 async def opened(context: ProviderContext, folder: Path | str) -> LoadedModel:
