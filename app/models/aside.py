@@ -1,7 +1,7 @@
 """A call of the service's own on behalf of a user, beside their calls: to sum up a conversation, say.
 
-It goes to the very model that is named and only if that is loaded, never to another; takes a slot only where nobody waits,
-and gives it back as soon as somebody does. It is stored as no prediction and kept by no cache; its price counts in the user's
+It goes to the very model that is named and only if that is loaded, never to another; takes a slot only where nobody is served,
+and gives it back as soon as somebody waits. It is stored as no prediction and kept by no cache; its price counts in the user's
 budget.
 """
 
@@ -106,9 +106,14 @@ class Aside:
         return None if self._ledger is None else self._ledger.cost(deployment.name, usage)
 
     async def _free(self, deployment: Deployment) -> None:
-        """Waits until nobody waits and a slot is free. It does not queue: there it would stand before users who come later."""
+        """Waits until nobody waits and a slot is free; on our own machine, until nobody is served, whom it would slow down.
+
+        It does not queue: there it would stand before users who come later.
+        """
+        scheduler = deployment.scheduler
+        most = scheduler.slots if self._pool.is_remote(deployment.spec) else 1
         deadline = time.monotonic() + _WAIT_S
-        while deployment.scheduler.waiting or deployment.scheduler.running >= deployment.scheduler.slots:
+        while scheduler.waiting or scheduler.running >= most:
             if time.monotonic() >= deadline:
                 raise Overloaded("Users leave the model no slot; this can wait.", retry_after=30)
             await asyncio.sleep(_POLL_S)
