@@ -17,7 +17,7 @@ from app.core.ids import is_uuid7, uuid7
 from app.core.records import ConversationRecord, PredictionRecord
 from app.core.settings import Memory
 from app.core.types import Message, Principal
-from app.memory.recall import shows_private
+from app.memory.private import shows_private
 
 _TITLE = 80
 MOST_TURNS: Final = 200
@@ -64,7 +64,7 @@ class Recalled:
     summary: str | None = None
     left_out: int = 0
     private: bool = False
-    """One of them was answered with facts or documents; see `app.memory.recall.shows_private`."""
+    """One of them was answered with facts or documents; see `app.memory.private.shows_private`."""
 
 
 class ConversationMemory:

@@ -20,7 +20,7 @@ from app.core.errors import AprendizError
 from app.core.records import FeedbackRecord, PredictionRecord
 from app.core.settings import Training
 from app.core.types import Example, Message
-from app.memory.recall import shows_private
+from app.memory.private import shows_private
 from app.memory.similarity import TextIndex, words_of
 
 logger = logging.getLogger(__name__)

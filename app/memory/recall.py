@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from app.core.errors import AprendizError
@@ -61,7 +61,7 @@ class Facts(Protocol):
 class Recalled(Protocol):
     """Earlier turns: their messages, how many each turn has, what came before them, how many turns are not among them.
 
-    ``private``: one of them was answered with facts or documents (`shows_private`).
+    ``private``: one of them was answered with facts or documents (`app.memory.private.shows_private`).
     """
 
     @property
@@ -224,16 +224,6 @@ class Recollection:
         else:
             logger.error("memory failed unexpectedly", exc_info=error, extra={"data": {"what": what}})
         return None, f"The {what} could not be read now; the model was asked without them."
-
-
-def shows_private(stored: Mapping[str, Any]) -> bool:
-    """Whether a prediction was answered with more in its prompt than is stored with it: facts, documents, a summary, or an
-    earlier answer made with them. ``stored`` is its input.
-
-    Such an answer may hold what only its user may read. It teaches no model and is nobody else's example.
-    """
-    context = stored.get("context") or {}
-    return any(context.get(name) for name in ("facts", "passages", "summary", "private"))
 
 
 def _heard(task: asyncio.Task[Any]) -> None:

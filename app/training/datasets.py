@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 from app.core.errors import InvalidRequest
 from app.core.records import FeedbackRecord, PredictionRecord
 from app.core.text import storable
-from app.memory.recall import shows_private
+from app.memory.private import shows_private
 from app.training.rowfiles import decode
 
 Format = Literal["sft", "dpo", "kto"]
