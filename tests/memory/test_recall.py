@@ -13,7 +13,8 @@ from app.core.errors import NotFound, StorageUnavailable
 from app.core.records import ConversationRecord, FactRecord
 from app.core.settings import Memory
 from app.core.types import ALL_SCOPES, Context, GenerationRequest, Message, Passage, Principal, RecalledFact
-from app.memory.recall import Recollection, shows_private
+from app.memory.private import shows_private
+from app.memory.recall import Recollection
 from app.memory.search import Found
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
