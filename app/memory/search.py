@@ -91,8 +91,7 @@ class Search:
         weight = word_weight(words.coverage)
         ranking = fuse(vectors.ids, [each.id for each in words.chunks], words=weight)
         known = await self._texts(user_id, collections, ranking, words.chunks)
-        texts = {each.id: (each.document_id, frozenset(each.words.split())) for each in known.values()}
-        best = fold(ranking, texts, k=k)
+        best = await asyncio.to_thread(_folded, ranking, known, k)
         passages = tuple(_passage(known[each.id], each) for each in best)
         return Found(passages, () if vectors.note is None else (vectors.note,)), vectors.space
 
@@ -180,6 +179,11 @@ def _ranked(found: Sequence[FoundChunk], rarity: Mapping[str, float], size: Size
         coverage = max(coverage, sum(rarity[word] for word in counts) / whole)
     scored.sort(key=lambda item: (-item[0], item[1].number))
     return ByWords(tuple(each for _, each in scored), coverage)
+
+
+def _folded(ranking: Sequence[Fused], known: Mapping[str, FoundChunk], k: int) -> list[Fused]:
+    texts = {each.id: (each.document_id, frozenset(each.words.split())) for each in known.values()}
+    return fold(ranking, texts, k=k)
 
 
 def _passage(chunk: FoundChunk, fused: Fused) -> Passage:

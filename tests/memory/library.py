@@ -157,6 +157,13 @@ class World:
     async def indexed(self, document: DocumentRecord) -> DocumentRecord:
         return await self.until(lambda each: each.state in ("ready", "failed"), document)
 
+    async def settled(self) -> None:
+        """Waits until everybody has been told of each indexed document, which comes after it is ready."""
+        ended = 0.0
+        while ended != len(self.changed) or not ended:
+            await asyncio.sleep(0.01)
+            ended = self.metrics.registry.get_sample_value("aprendiz_documents_indexed_total", {"state": "ready"}) or 0.0
+
     async def texts(self, user_id: str, query: str, **more: Any) -> list[str]:
         return [each.text for each in (await self.library.search(user_id, query, **more)).passages]
 

@@ -102,8 +102,7 @@ async def test_bounds_of_a_person(sqlite: Database, tmp_path: Path, user: str) -
 async def test_deletion_reaches_the_store_and_the_answers(at: World, user: str) -> None:
     one = await at.indexed(await at.add(user, "the red lamp", collection="a"))
     two = await at.indexed(await at.add(user, "the blue lamp", collection="a"))
-    while len(at.changed) < 2:
-        await asyncio.sleep(0.01)
+    await at.settled()
     await at.library.delete(user, one.id)
     assert at.changed == [user] * 3
     assert [(each.collection, each.space) for each in at.store.refreshed] == [("a", "test/hash@1/16")]

@@ -45,6 +45,7 @@ async def test_a_document_is_indexed(at: World, user: str) -> None:
     document = await at.indexed(await at.add(user, "the red lamp\nthe blue harbour"))
     assert (document.state, document.chunks, document.progress, document.format) == ("ready", 2, 1.0, "txt")
     assert document.space == "test/hash@1/16"
+    await at.settled()
     assert at.changed == [user]
     assert "the red lamp" in (await at.texts(user, "red lamp"))[0]
     assert at.metrics.registry.get_sample_value("aprendiz_documents_indexed_total", {"state": "ready"}) == 1

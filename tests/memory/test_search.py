@@ -51,6 +51,13 @@ async def test_the_rarer_word_counts_more(at: World, user: str) -> None:
     assert await at.texts(user, "?!") == []
 
 
+async def test_a_rare_word_beats_a_common_one(at: World, user: str) -> None:
+    at.embedder.configured = False
+    common = "\n".join(f"lamp lamp lamp lamp {number}" for number in range(20))
+    await at.indexed(await at.add(user, f"{common}\na violet in a field of many other flowers"))
+    assert "violet" in (await at.texts(user, "violet lamp"))[0]
+
+
 async def test_nobody_elses_documents_have_a_say(at: World, user: str, sqlite: Database) -> None:
     await at.indexed(await at.add(user, "\n".join(TEXTS)))
     queries = ("violet lamp", "the harbour master", "lámpara", "tide lamp oil")
