@@ -227,9 +227,10 @@ class Names:
         return ModelSpec(upstream, model)
 
     def _embedder_called(self, name: str) -> ModelSpec | None:
-        if self.embedder is None or name not in (self.embedder.public_name, self.embedder.model):
+        found = self.embedder
+        if found is None or name not in (found.public_name, found.model, f"{found.provider}/{found.model}"):
             return None
-        return self.embedder
+        return found
 
     def _unknown(self, name: str) -> UnknownModel:
         known = [each.id for each in self.all()] + self._patterns
