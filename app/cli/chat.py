@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -24,6 +25,10 @@ def chat(
     url: str | None = typer.Option(None, "--url", help="Address of the service; unless told, the one in the settings."),
     key: str | None = typer.Option(None, "--key", help="API key; better given as APRENDIZ_API_KEY: process lists show this."),
     user: str = typer.Option("", "--user", help="On this machine, without a key: chat as this user."),
+    memory: bool = typer.Option(False, "--memory", help="Recall the facts that you agreed to have kept, and propose new ones."),
+    documents: str = typer.Option(
+        "", "--documents", help="Answer from your documents: `all`, or names of collections with commas."
+    ),
 ) -> None:
     """Talk to a model: streaming, with history, ratings (/good, /bad) and corrections (/fix)."""
     quiet_logs()
@@ -32,17 +37,22 @@ def chat(
     if message is not None and not message.strip():
         say("There is no question on stdin.")
         raise typer.Exit(EXIT_FAILURE)
-    asyncio.run(_chat(message, model=model, url=url, key=key, user=user))
+    recall: dict[str, Any] = {"memory": True} if memory else {}
+    if documents:
+        recall["documents"] = True if documents == "all" else [name.strip() for name in documents.split(",")]
+    asyncio.run(_chat(message, model=model, url=url, key=key, user=user, recall=recall))
 
 
-async def _chat(message: str | None, *, model: str | None, url: str | None, key: str | None, user: str) -> None:
+async def _chat(
+    message: str | None, *, model: str | None, url: str | None, key: str | None, user: str, recall: Mapping[str, Any]
+) -> None:
     from app.cli.conversation import Conversation
     from app.cli.credential import connected
 
     async with connected(
         url=url, key=key, user=user, purpose="aprendiz chat", scopes=("predict", "feedback", "read")
     ) as client:
-        conversation = Conversation(client, model=model)
+        conversation = Conversation(client, model=model, recall=recall)
         if message is not None:
             await _answer_once(conversation, message)
         else:
@@ -60,3 +70,7 @@ async def _answer_once(conversation: Conversation, message: str) -> None:
         sys.stdout.write(clean(text))
         sys.stdout.flush()
     sys.stdout.write("\n")
+    sys.stdout.flush()
+    if conversation.last is not None:
+        for line in conversation.last.sources:
+            say(line)

@@ -6,8 +6,9 @@ Speaks HTTP through `ServiceClient` and nothing to the person; that is `app.cli.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from app.cli.client import ServiceClient
@@ -16,13 +17,14 @@ from app.core.errors import InvalidRequest, UpstreamError
 
 @dataclass(frozen=True, slots=True)
 class LastAnswer:
-    """The answer that ``/good``, ``/bad`` and ``/fix`` mean."""
+    """The answer that ``/good``, ``/bad`` and ``/fix`` mean. ``sources``: a line for each passage, fact and note behind it."""
 
     id: str
     text: str
     model: str
     finish_reason: str
     tokens: int
+    sources: tuple[str, ...] = ()
 
 
 NEW = "new"
@@ -30,12 +32,16 @@ NEW = "new"
 
 
 class Conversation:
-    """A thread of questions and answers. ``model`` None asks for the service's default."""
+    """A thread of questions and answers. ``model`` None asks for the service's default; ``recall``: the fields ``memory`` and
+    ``documents`` of each question."""
 
-    def __init__(self, client: ServiceClient, *, model: str | None = None) -> None:
+    def __init__(
+        self, client: ServiceClient, *, model: str | None = None, recall: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self._client = client
         self.model = model
         self.last: LastAnswer | None = None
+        self._recall = recall
         self._id = NEW
 
     def restart(self) -> None:
@@ -50,7 +56,7 @@ class Conversation:
             UpstreamError: the answer was cut off. AprendizError: whatever the service refuses, in its words.
         """
         self.last = None
-        body: dict[str, Any] = {"prompt": text, "stream": True, "conversation_id": self._id}
+        body: dict[str, Any] = {"prompt": text, "stream": True, "conversation_id": self._id, **self._recall}
         if self.model is not None:
             body["model"] = self.model
         async with contextlib.aclosing(self._client.events("/predict", body)) as events:
@@ -88,4 +94,21 @@ class Conversation:
             model=str(done.get("model", "")),
             finish_reason=str(done.get("finish_reason", "")),
             tokens=int(usage.get("completion_tokens", 0)),
+            sources=tuple(_sources(done)),
         )
+
+
+def _sources(done: Mapping[str, Any]) -> Iterator[str]:
+    """What stood behind an answer, a line each: cited passages with a star."""
+    context = done.get("context") or {}
+    for each in done.get("citations") or ():
+        place = ", ".join(f"{name} {value}" for name, value in each["place"].items())
+        yield f"[{each['index']}]{'*' if each['cited'] else ''} {each['name']}{', ' if place else ''}{place}"
+    for fact in context.get("facts", ()):
+        yield f"I remembered: {fact['text']}"
+    for fact in context.get("proposed", ()):
+        yield f"Shall I remember this? {fact['text']}  (aprendiz memory keep {fact['id']})"
+    left_out = ", ".join(f"{count} {kind}" for kind, count in context.get("left_out", {}).items())
+    if left_out:
+        yield f"There was no room for: {left_out}."
+    yield from context.get("notes", ())

@@ -117,6 +117,8 @@ class Terminal:
         if (last := self._conversation.last) is not None:
             cut = ", cut at the longest length" if last.finish_reason == "length" else ""
             self._note(f"{visible(last.model)}, {last.tokens} tokens{cut}")
+            for source in last.sources:
+                self._note(visible(source))
 
     async def _good(self, comment: str) -> None:
         await self._conversation.rate("up", comment)

@@ -172,3 +172,11 @@ def test_an_answer_cannot_move_the_cursor(service: Service) -> None:
     with terminal(service, "say \u009b2J now") as person:
         person.wait()
     assert "say \\u009b2J now" in person.seen
+
+
+def test_memory_and_documents_stand_beside_the_answer(service: Service) -> None:
+    service.cli("memory", "add", "My violet lamp is called Petrel.")
+    done = service.cli("chat", "--memory", "--documents", "sea,land", "My violet lamp stands in Porto.")
+    assert done.stdout == "My violet lamp stands in Porto.\n", "only the answer, in a pipe"
+    assert "I remembered: My violet lamp is called Petrel." in done.stderr
+    assert "collections" in service.cli("chat", "--documents", "../x", "hello", code=1).stderr

