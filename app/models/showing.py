@@ -47,6 +47,8 @@ _WORDS: Final[Mapping[Language, _Words]] = {
 }
 _NAME: Final = 120
 """Longest name of a document, or of a place in it, as a model sees it."""
+_READ: Final = 2000
+"""Characters of a question, its last ones, by which its language is told: a long one must not hold up everybody else."""
 _BOUNDARY: Final = 4
 """Least hex digits of a boundary: small models stumble over long ones. That no passage holds it is looked up, not left to
 chance."""
@@ -120,7 +122,8 @@ def with_context(messages: Sequence[Message], context: Context) -> tuple[Message
 
 
 def language_of(text: str) -> Language:
-    """The language in which to speak about ``text``: Spanish where it looks like it, else English."""
+    """The language in which to speak about ``text``: Spanish where its end looks like it, else English."""
+    text = text[-_READ:]
     if any(letter in text for letter in "¿¡ñÑ"):
         return "es"
     words = [word.lower() for word in _LETTERS.findall(text)]
