@@ -48,12 +48,13 @@ class Aside:
         return self._pool.is_remote(self._names.plan(model).candidates[0].spec)
 
     async def count(self, messages: Sequence[Message], model: str) -> int:
-        """Tokens of a prompt of ``messages`` by the tokenizer of ``model``; a high estimate where it is not loaded.
+        """Tokens of a prompt of ``messages`` by the tokenizer of ``model``; a high estimate where it is not loaded, and of other
+        people's, for each question would be a call that tells them what was said.
 
         Raises AprendizError as the engine does.
         """
         deployment = self._loaded(model)
-        if deployment is None:
+        if deployment is None or deployment.loaded.capabilities.remote:
             texts = (str(message.to_wire().get("content") or "") for message in messages)
             return sum(-(-len(text) // _CHARACTERS_PER_TOKEN) + _MESSAGE_TOKENS for text in texts)
         return await deployment.loaded.count_tokens(GenerationRequest(tuple(messages)))
