@@ -48,8 +48,8 @@ class Aside:
         return self._pool.is_remote(self._names.plan(model).candidates[0].spec)
 
     async def count(self, messages: Sequence[Message], model: str) -> int:
-        """Tokens of a prompt of ``messages`` by the tokenizer of ``model``; a high estimate where it is not loaded, and of other
-        people's, for each question would be a call that tells them what was said.
+        """Tokens of a prompt of ``messages`` by the tokenizer of ``model``; a high estimate where it is not loaded, and
+        for other people's, where each question would be a call that tells them what was said.
 
         Raises AprendizError as the engine does.
         """
