@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from app.core.errors import AprendizError, InvalidRequest, StorageUnavailable
+from app.core.errors import AprendizError, InvalidRequest, StorageUnavailable, TooManyRequests
 from app.core.metrics import Metrics
 from app.core.records import DocumentRecord
 from app.db.indexing import STAGED, Indexing
@@ -134,6 +134,10 @@ class Indexer:
             except AprendizError as error:  # the database is closing, say
                 logger.warning("indexing waits: %s", error.detail)
                 worked = False
+            except Exception:
+                logger.exception("The indexer failed; it goes on.")
+                await self._rest(_STORAGE_S)
+                continue
             if not worked:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._around.pace(_POLL_S)):
@@ -175,11 +179,11 @@ class Indexer:
 
     async def _held(self, document: DocumentRecord, work: Callable[[_Course, str | None], Awaitable[None]]) -> None:
         """Does the work with a claim that is kept alive; what fails is noted in the document."""
-        space = await self._space()
+        # The claim is kept alive first: an embedder may take longer to say its space than a claim lasts.
         async with _Course(self, document) as course:
             began = time.monotonic()
             try:
-                await work(course, space)
+                await work(course, await self._space())
             except _Lost:
                 logger.info("a document was deleted, or taken over, while it was being indexed")
             except asyncio.CancelledError:
@@ -231,6 +235,9 @@ class Indexer:
                 made = await self._embedder.embed([wanted[each] for each in missing], kind="passage", user_id=user_id)
                 if await self._embedder.space() != space:  # another one came meanwhile: nobody knows which of them made these
                     return found
+        except (InvalidRequest, TooManyRequests) as error:  # it is there for others: these texts, or their owner's budget
+            logger.info("texts of one document are not embedded now: %s", error.detail)
+            return found
         except (AprendizError, TimeoutError) as error:
             self._embedder_is_away(error)
             return found
@@ -309,6 +316,7 @@ class _Course:
         if self._of._metrics is not None:
             self._of._metrics.documents_indexed.labels("failed").inc()
         with contextlib.suppress(_Lost, StorageUnavailable):
+            await self._write()  # else somebody else may be making these chunks now
             await self._store.sweep(self.document, STAGED)
             await self._write(state="failed", error=why[:1000], progress=1.0, claimed_until=None, updated_at=datetime.now(UTC))
 

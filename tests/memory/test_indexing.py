@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from app.core.errors import InvalidRequest, NotFound, StorageFull
+from app.core.errors import BudgetExhausted, InvalidRequest, NotFound, StorageFull
 from app.db.database import Database
 from app.db.schema import chunks, documents
 from app.db.users import Users
@@ -242,3 +242,33 @@ async def test_a_thousand_of_one_keep_nobody_waiting(at: World, user: str, sqlit
     await at.indexed(one)
     waiting = [await at.library.get(user, each.id) for each in many]
     assert sum(each.state == "queued" for each in waiting) >= 20
+
+
+async def test_an_owner_without_a_budget_takes_no_vectors_from_others(at: World, user: str, monkeypatch: Any) -> None:
+    poor_user = (await stored_user(at.database)).id
+    embed = at.embedder.embed
+
+    async def priced(texts: Any, *, kind: Any, user_id: str) -> list[bytes]:
+        if user_id == poor_user:
+            raise BudgetExhausted("The budget is spent.")
+        return await embed(texts, kind=kind, user_id=user_id)
+
+    monkeypatch.setattr(at.embedder, "embed", priced)
+    poor = await at.indexed(await at.add(poor_user, "the red lamp"))
+    mine = await at.indexed(await at.add(user, "the blue lamp"))
+    assert (poor.space, mine.space) == (None, "test/hash@1/16")
+
+
+async def test_an_unforeseen_failure_does_not_end_the_indexer(at: World, user: str, monkeypatch: Any) -> None:
+    claim, tries = at.indexer._store.claim, 0
+
+    async def fails(**more: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise RuntimeError("a defect")
+        return await claim(**more)
+
+    monkeypatch.setattr(at.indexer._store, "claim", fails)
+    assert (await at.indexed(await at.add(user, "the red lamp"))).state == "ready"
+    assert tries > 1
