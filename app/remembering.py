@@ -66,12 +66,12 @@ async def build(
     stack.push_async_callback(vectors.aclose)
     await vectors.open()
     embedder = ModelEmbedder(settings.memory, models.embed_version)
-    library = await _documents(settings, database, models, context, metrics, stack, embedder, vectors)
 
     async def forget_answers(user_id: str) -> None:
         embedder.forget(user_id)  # it may have made a vector of what is deleted
         await models.forget_answers(user_id)
 
+    library = await _documents(settings, database, models, context, metrics, stack, embedder, vectors, forget_answers)
     facts = FactMemory(Facts(database), vectors, embedder, forget_answers=forget_answers)
     stack.push_async_callback(facts.aclose)
     await facts.start()
@@ -109,6 +109,7 @@ async def _documents(
     stack: contextlib.AsyncExitStack,
     embedder: ModelEmbedder,
     vectors: VectorStore,
+    forget_answers: Callable[[str], Awaitable[None]],
 ) -> DocumentLibrary:
     uploads, files = settings.data_dir / "uploads", Documents(database)
     config.make_folder(uploads)
@@ -130,7 +131,7 @@ async def _documents(
         vectors=vectors,
         folder=uploads,
         most_bytes=settings.memory.document_mb << 20,
-        changed=models.forget_answers,
+        changed=forget_answers,
     )
 
 
