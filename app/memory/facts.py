@@ -13,6 +13,7 @@ import contextlib
 import logging
 import math
 import operator
+import time
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ class FactMemory:
         self._stale: dict[Partition, None] = {}
         self._shown: dict[tuple[str, str], None] = {}
         self._wake = asyncio.Event()
+        self._expire_at = 0.0
         self._worker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -292,26 +294,31 @@ class FactMemory:
 
     async def _work(self) -> None:
         """Embeds what waits, tidies the store, notes what was recalled, and lets proposals expire."""
-        loop = asyncio.get_running_loop()
-        expired = -_EXPIRE_S
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_S):
                     await self._wake.wait()
             self._wake.clear()
-            try:
-                await self._flush()
-                if loop.time() - expired >= _EXPIRE_S:
-                    await self._store.expire(now=self._now())
-                    expired = loop.time()
-                await self._embed_waiting()
-                await self._refresh_stale()
-            except AprendizError as error:
-                logger.info("facts are embedded later", extra={"data": {"error": error.slug}})
+            # Each by itself: what was deleted leaves the store even while the embedder is away.
+            done = [await self._tried(step) for step in (self._flush, self._expire, self._refresh_stale, self._embed_waiting)]
+            if not all(done):
                 await asyncio.sleep(self._retry_s)
-            except Exception:
-                logger.exception("The keeper of facts failed; it goes on.")
-                await asyncio.sleep(self._retry_s)
+
+    async def _tried(self, step: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            await step()
+        except AprendizError as error:
+            logger.info("facts are embedded later", extra={"data": {"error": error.slug}})
+            return False
+        except Exception:
+            logger.exception("The keeper of facts failed; it goes on.")
+            return False
+        return True
+
+    async def _expire(self) -> None:
+        if time.monotonic() >= self._expire_at:
+            await self._store.expire(now=self._now())
+            self._expire_at = time.monotonic() + _EXPIRE_S
 
     async def _flush(self) -> None:
         shown, self._shown = self._shown, {}
@@ -320,11 +327,12 @@ class FactMemory:
 
     async def _embed_waiting(self) -> None:
         while self._waiting:
-            user_id, _ = self._waiting.popitem()  # before the work: what is kept meanwhile asks again
+            user_id = next(iter(self._waiting))
+            del self._waiting[user_id]  # before the work: what is kept meanwhile asks again
             try:
                 await self._embed(user_id)
             except BaseException:
-                self._waiting[user_id] = None
+                self._waiting[user_id] = None  # as the last: it may be their budget, and others come first
                 raise
 
     async def _embed(self, user_id: str) -> None:

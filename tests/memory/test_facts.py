@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import NotFound, Unavailable
+from app.core.errors import BudgetExhausted, NotFound, Unavailable
 from app.core.ids import uuid7
 from app.core.records import UserRecord
 from app.db.database import Database
@@ -302,3 +302,28 @@ async def test_anothers_and_an_absent_one_are_the_same(world: World) -> None:
 async def test_learning_never_raises(world: World) -> None:
     assert await world.memory.learn("nobody", "I live in Madrid.", None) == []
     assert await world.memory.learn("ana", "\ud800 my name is \x00", None) == []
+
+
+async def test_one_who_has_no_budget_keeps_nobody_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = world.embedder.embed
+
+    async def priced(texts: Sequence[str], *, kind: Kind, user_id: str) -> list[bytes]:
+        if user_id == "bea":
+            raise BudgetExhausted("The budget is spent.")
+        return await embed(texts, kind=kind, user_id=user_id)
+
+    monkeypatch.setattr(world.embedder, "embed", priced)
+    kept = await world.memory.add("ana", "I live in Lisbon.")
+    await world.embedded()
+    world.vectors.away = True
+    await world.memory.add("ana", "I like tea.")
+    await world.memory.add("bea", "I like coffee.")
+    await world.memory.delete("ana", kept.id)
+    await world.embedded()
+    seen = world.vectors.seen
+    world.vectors.away = False
+    for _ in range(200):
+        if any(partition.user_id == "ana" and kept.id not in rows for partition, rows in seen.items()):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("what was deleted stays in the store")
