@@ -20,7 +20,7 @@ from app.core.records import DocumentRecord
 from app.db.documents import PIECE_BYTES, Collection, DocumentBounds, Documents
 from app.memory.embedder import Embedder
 from app.memory.parsing.names import check_collection, display_name
-from app.memory.search import Found, Search
+from app.memory.search import VECTORS_S, Found, Search
 from app.memory.uploads import Upload
 from app.memory.vectors.base import Partition, VectorStore
 
@@ -196,12 +196,17 @@ class DocumentLibrary:
         await self._forgotten(user_id, collection)
         return count
 
-    async def search(self, user_id: str, query: str, *, k: int = 8, collections: Sequence[str] = ()) -> Found:
-        """The user's chunks that answer ``query`` best; ``collections``: of these alone. What is not there is not found."""
+    async def search(
+        self, user_id: str, query: str, *, k: int = 8, collections: Sequence[str] = (), vectors_s: float = VECTORS_S
+    ) -> Found:
+        """The user's chunks that answer ``query`` best; ``collections``: of these alone. What is not there is not found.
+
+        ``vectors_s``: see `Search.search`.
+        """
         names = [each.name for each in await self._store.collections(user_id)]
         wanted = [each for each in names if not collections or each in collections]
         k = max(1, min(k, MOST_HITS))
-        found, space = await self._search.search(user_id, query[-MOST_QUERY:], k=k, collections=wanted)
+        found, space = await self._search.search(user_id, query[-MOST_QUERY:], k=k, collections=wanted, vectors_s=vectors_s)
         if space is None or not wanted:
             return found
         late = await self._store.not_embedded(user_id, wanted, space)

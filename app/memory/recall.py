@@ -25,6 +25,8 @@ NEW: Final = "new"
 DOCUMENTS_S: Final = 2.0
 FACTS_S: Final = 1.0
 LEARN_S: Final = 1.0
+_VECTORS_SHARE: Final = 0.6
+"""Of the time for documents: while the embedder is being loaded, or hangs, words alone still find in time."""
 _QUERY: Final = 2000
 """Characters of a question that are searched for: its last ones, where most people ask."""
 _SHORT: Final = 5
@@ -48,7 +50,7 @@ class Found(Protocol):
 class Documents(Protocol):
     """What is used of `app.memory.documents.DocumentLibrary`."""
 
-    async def search(self, user_id: str, query: str, *, k: int, collections: Sequence[str] = ()) -> Found: ...
+    async def search(self, user_id: str, query: str, *, k: int, collections: Sequence[str] = (), vectors_s: float) -> Found: ...
 
 
 class Facts(Protocol):
@@ -195,7 +197,9 @@ class Recollection:
     async def _search(self, request: GenerationRequest, user_id: str, query: str) -> tuple[Found | None, str | None]:
         if self._documents is None or request.documents is None or not query:
             return None, None
-        search = self._documents.search(user_id, query, k=self._most, collections=request.documents)
+        search = self._documents.search(
+            user_id, query, k=self._most, collections=request.documents, vectors_s=_VECTORS_SHARE * self._documents_s
+        )
         return await self._within(self._documents_s, "documents", search)
 
     async def _within(

@@ -31,7 +31,8 @@ NEAREST: Final = 60
 _K1: Final = 1.2
 _B: Final = 0.75
 _AT_ONCE: Final = 4
-_EMBED_S: Final = 10.0
+VECTORS_S: Final = 10.0
+"""Longest wait for the embedder and the vector store together; then words must do."""
 _AWAY: Final = "The embedder does not answer now: only words were searched, not meaning."
 _NO_EMBEDDER: Final = "No embedder is configured: only words were searched, not meaning."
 _STORE_AWAY: Final = "The vector store does not answer now: only words were searched, not meaning."
@@ -81,12 +82,17 @@ class Search:
         self._embedder = embedder
         self._vectors = vectors
 
-    async def search(self, user_id: str, query: str, *, k: int, collections: Sequence[str]) -> tuple[Found, str | None]:
-        """The best ``k`` chunks of the owner in these collections, and the space in which vectors were searched (or None)."""
+    async def search(
+        self, user_id: str, query: str, *, k: int, collections: Sequence[str], vectors_s: float = VECTORS_S
+    ) -> tuple[Found, str | None]:
+        """The best ``k`` chunks of the owner in these collections, and the space in which vectors were searched (or None).
+
+        ``vectors_s``: seconds to wait for the embedder and the store; then words alone decide, and a note says so.
+        """
         if not collections:
             return Found(), None
         vectors, words = await asyncio.gather(
-            self.by_vectors(user_id, query, collections), self.by_words(user_id, query, collections)
+            self.by_vectors(user_id, query, collections, vectors_s=vectors_s), self.by_words(user_id, query, collections)
         )
         weight = word_weight(words.coverage)
         ranking = fuse(vectors.ids, [each.id for each in words.chunks], words=weight)
@@ -108,10 +114,13 @@ class Search:
         found = await self._chunks.by_number(user_id, collections, numbers)
         return await asyncio.to_thread(_ranked, found, rarity, size)
 
-    async def by_vectors(self, user_id: str, query: str, collections: Sequence[str]) -> ByVectors:
+    async def by_vectors(
+        self, user_id: str, query: str, collections: Sequence[str], *, vectors_s: float = VECTORS_S
+    ) -> ByVectors:
         """The chunks nearest to the question, of all these collections together. Never raises an error of ours."""
+        until = asyncio.get_running_loop().time() + vectors_s
         try:
-            async with asyncio.timeout(_EMBED_S):
+            async with asyncio.timeout_at(until):
                 space = await self._embedder.space()
                 if space is None:
                     return ByVectors(note=_NO_EMBEDDER)
@@ -125,7 +134,7 @@ class Search:
                 return await self._vectors.search(Partition(user_id, collection, space), vector, NEAREST)
 
         try:
-            async with asyncio.timeout(_EMBED_S):
+            async with asyncio.timeout_at(until):
                 parts = await asyncio.gather(*(nearest(each) for each in collections))
         except (AprendizError, TimeoutError):
             return ByVectors(note=_STORE_AWAY, space=space)

@@ -32,7 +32,7 @@ class Library:
         self.begun = asyncio.Event()
         self.cancelled = False
 
-    async def search(self, user_id: str, query: str, *, k: int, collections: Any = ()) -> Found:
+    async def search(self, user_id: str, query: str, *, k: int, collections: Any = (), vectors_s: float) -> Found:
         self.asked.append((user_id, query, k, tuple(collections)))
         self.begun.set()
         try:

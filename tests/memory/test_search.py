@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import delete
@@ -83,6 +85,19 @@ async def test_a_store_that_is_away_is_told(at: World, user: str) -> None:
     found = await at.library.search(user, "violet lamp")
     assert TEXTS[0] in found.passages[0].text
     assert "vector store" in found.notes[0]
+
+
+async def test_an_embedder_that_is_slow_is_not_waited_for(at: World, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await at.indexed(await at.add(user, "\n".join(TEXTS)))
+
+    async def slow(*args: Any, **more: Any) -> list[bytes]:
+        await asyncio.sleep(60)
+        return []
+
+    monkeypatch.setattr(at.embedder, "embed", slow)
+    found = await at.library.search(user, "violet lamp", vectors_s=0.05)
+    assert TEXTS[0] in found.passages[0].text
+    assert "embedder" in found.notes[0]
 
 
 async def test_vectors_find_what_words_do_not(at: World, user: str) -> None:
