@@ -143,7 +143,8 @@ async def _cap(request: GenerationRequest, loaded: LoadedModel, wanted: int) -> 
     context = loaded.capabilities.context_tokens
     if context is None:
         return wanted
-    request = shown(dataclasses.replace(request, examples=()))
+    if request.context is not None:
+        request = shown(dataclasses.replace(request, examples=()))
     # Byte-level vocabularies make at most one token of a byte, so a short prompt needs no question to the engine.
     if most_tokens(request) + wanted <= context:
         return wanted

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from app.core.errors import ContextOverflow, InvalidRequest
-from app.core.settings import Model
-from app.core.types import GenerationRequest, Message, ModelSpec, Sampling
+from app.core.settings import Memory, Model
+from app.core.types import Context, Example, GenerationRequest, Message, ModelSpec, Passage, Sampling
 from app.models.fitting import fit
+from app.models.showing import shown
 from app.providers.base import Capabilities
 from tests.models.remote import RemoteModel
 
@@ -80,3 +82,25 @@ async def test_text_in_parts_and_a_plain_format_need_no_ability() -> None:
 async def test_hints_need_no_ability() -> None:
     fitted = await fit(ask(reasoning_effort="high", thinking={"type": "enabled", "budget_tokens": 1024}), model(), SETTINGS)
     assert fitted.sampling.reasoning_effort == "high"
+
+
+async def test_what_was_found_goes_to_other_peoples_models_too_and_is_counted_by_estimate() -> None:
+    far = model(remote=True, context_tokens=None)
+    far.count_tokens = None  # type: ignore[method-assign,assignment]  # each question would be a call of theirs
+    passages = tuple(Passage(str(n), "d", "n", "c", "word " * 60, 1.0) for n in range(6))
+    found = dataclasses.replace(ask("When?"), context=Context(passages=passages), examples=(Example("e", "q", "a"),))
+    fitted = await fit(found, far, SETTINGS, Memory(context_tokens=300))
+    assert fitted.context is not None and fitted.examples == ()
+    assert 1 <= len(fitted.context.passages) < 6
+    assert fitted.context.left_out == {"passages": 6 - len(fitted.context.passages)}
+    assert fitted.messages == found.messages
+
+
+async def test_an_answer_keeps_its_room_beside_what_was_found() -> None:
+    passages = tuple(Passage(str(n), "d", "n", "c", "word " * 40, 1.0) for n in range(6))
+    found = dataclasses.replace(ask("When?"), context=Context(passages=passages), examples=(Example("e", "q?", "a"),))
+    fitted = await fit(found, model(), SETTINGS)
+    assert fitted.sampling.max_tokens == 64
+    assert fitted.context is not None and fitted.context.left_out["passages"] >= 1
+    whole = await model().count_tokens(shown(fitted))
+    assert whole + 64 <= 256
