@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
-from app.core.errors import AprendizError
+from app.core.errors import AprendizError, NotFound, TooManyRequests
 from app.core.records import ConversationRecord, PredictionRecord
 from app.core.settings import Memory
 from app.core.types import Message
@@ -164,7 +164,8 @@ class Summaries:
                 except AprendizError as error:
                     tries += 1
                     logger.info("a summary has to wait", extra={"data": {"error": error.slug, "tries": tries}})
-                    if tries < _TRIES:
+                    # A spent budget or a model that is gone is one user's: others do not wait for it, its next answer does.
+                    if tries < _TRIES and not isinstance(error, NotFound | TooManyRequests):
                         await asyncio.sleep(self._retry_s)
                         continue
                 except Exception:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from app.core.errors import Overloaded
+from app.core.errors import AprendizError, BudgetExhausted, Overloaded
 from app.core.ids import uuid7
 from app.core.records import ConversationRecord, PredictionRecord, UserRecord
 from app.core.settings import Memory
@@ -33,6 +33,7 @@ class World:
         self.asked: list[tuple[str, int, str, str]] = []
         self.answer: Callable[[str], str] = lambda _source: "They talked about numbers."
         self.failures = 0
+        self.failure: AprendizError = Overloaded("Not now.", retry_after=1)
         self.remote = False
         self.during: Callable[[], object] = lambda: None
         self.summaries = Summaries(
@@ -43,7 +44,7 @@ class World:
     async def summarise(self, messages: Sequence[Message], max_tokens: int, user_id: str, model: str) -> str:
         if self.failures:
             self.failures -= 1
-            raise Overloaded("Not now.", retry_after=1)
+            raise self.failure
         self.asked.append((str(messages[-1].content), max_tokens, user_id, model))
         found = self.during()
         if asyncio.iscoroutine(found):
@@ -244,3 +245,21 @@ def test_an_unfinished_sentence_goes() -> None:
     assert usable("Ana wants a cat. She lives in Rome. And she", source) == "Ana wants a cat. She lives in Rome."
     assert usable("Ana wants a cat and", source) == "Ana wants a cat and …"
     assert usable("¿Qué quiere Ana?  Un gato.", source) == "¿Qué quiere Ana? Un gato."
+
+
+async def test_one_without_a_budget_keeps_nobody_waiting(database: Database) -> None:
+    world = World(database)
+    poor, other = await world.begin(), await world.begin()
+    await world.say(poor, 8)
+    await world.say(other, 8)
+    world.failures, world.failure = 1, BudgetExhausted("The budget is spent.")
+    world.summaries._retry_s = 3600
+    await world.summaries.start()
+    world.summaries.note(poor.id, "ana")
+    world.summaries.note(other.id, "ana")
+    for _ in range(200):
+        if (await world.now(other)).summary is not None:
+            break
+        await asyncio.sleep(0.01)
+    assert [(await world.now(each)).summary is None for each in (poor, other)] == [True, False]
+    await world.summaries.aclose()
