@@ -127,7 +127,7 @@ class Recollection:
         Raises NotFound where the conversation is absent or another's, and StorageUnavailable where it cannot be read.
         """
         own = request
-        context = Context()
+        context = request.context or Context()
         if request.conversation_id not in (None, NEW):
             request, context = await self._with_turns(request, principal)
         query = _query(request.messages)

@@ -188,6 +188,18 @@ def test_stored_responses_are_shown_without_what_was_found(service: Service, ana
     assert on.json()["output"][0]["content"][0]["text"].count("user: Passages") <= 1, "only in the answer that recited them"
 
 
+def test_what_goes_on_from_a_private_response_is_private_too(service: Service, ana: Account) -> None:
+    with service.client(ana) as client:
+        first = client.post("/v1/responses", json={"model": "default", "input": QUESTION}, headers=HEADERS).json()
+        for asked in ("And then?", "And after that?"):
+            body = {"model": "default", "input": asked, "previous_response_id": first["id"]}
+            first = client.post("/v1/responses", json=body).json()
+            number = first["id"].removeprefix("resp_")
+            assert stored_input(service, number)["context"]["private"] is True
+        plain = client.post("/v1/responses", json={"model": "default", "input": "Hello."}).json()
+        assert "context" not in stored_input(service, plain["id"].removeprefix("resp_"))
+
+
 def test_turns_are_recalled_counted_and_never_with_what_was_found(service: Service) -> None:
     user = service.user()
     with service.client(user) as client:

@@ -39,7 +39,7 @@ from app.api.v1.responses_turns import Turns, message_items
 from app.core.errors import AprendizError, Forbidden, InvalidRequest, NotFound
 from app.core.ids import uuid7
 from app.core.logging import request_id_var
-from app.core.types import GenerationRequest, Message, Principal
+from app.core.types import Context, GenerationRequest, Message, Principal
 
 if TYPE_CHECKING:
     from app.api.deps import Services
@@ -109,7 +109,7 @@ async def _read(body: bytes, caller: Caller) -> Order:
 async def parse(body: bytes, caller: Caller) -> Order:
     """The order in a body. Raises InvalidRequest, and NotFound for a response or item that is not the caller's."""
     asked = AskedResponse(read(body, RESPONSES))
-    turns = await _conversation(asked, caller.services, caller.principal)
+    turns, context = await _conversation(asked, caller.services, caller.principal)
     echo, prediction_id = asked.echo(), uuid7()
     request = GenerationRequest(
         messages=(*_lead(asked), *turns),
@@ -122,6 +122,7 @@ async def parse(body: bytes, caller: Caller) -> Order:
         whole=not asked.stream,
         door=door_of(echo, turns, summary=asked.summary),
         truncate=asked.truncate,
+        context=context,
     )
     shape = ResponsesShape(
         prediction_id,
@@ -141,7 +142,7 @@ async def count(request: Request) -> Response:
     await count_call(services, principal)
     require_json(request.scope["headers"])
     asked = Asked(read(await read_body(request.receive), TOKENS))
-    turns = await _conversation(asked, services, principal)
+    turns, _ = await _conversation(asked, services, principal)
     wanted = GenerationRequest(
         messages=(*_lead(asked), *turns), model=asked.model, sampling=asked.sampling(), request_id=request_id_var.get()
     )
@@ -217,15 +218,16 @@ def routes() -> list[Route]:
     ]
 
 
-async def _conversation(asked: Asked, services: Services, principal: Principal) -> tuple[Message, ...]:
-    """What was said so far and the new input, without instructions."""
+async def _conversation(asked: Asked, services: Services, principal: Principal) -> tuple[tuple[Message, ...], Context | None]:
+    """What was said so far and the new input, without instructions; and that it was private, where it was."""
     earlier: tuple[Message, ...] = ()
+    context = None
     if asked.previous_response_id is not None:
-        earlier = await conversation(services, principal, asked.previous_response_id)
+        earlier, context = await conversation(services, principal, asked.previous_response_id)
     turns = Turns(earlier)
     for index, item in enumerate(await resolve(services, principal, asked.items)):
         turns.add(item, f"input[{index}]")
-    return turns.messages()
+    return turns.messages(), context
 
 
 def _lead(asked: Asked) -> tuple[Message, ...]:

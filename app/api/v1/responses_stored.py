@@ -21,7 +21,8 @@ from app.api.v1.responses_turns import message_items
 from app.core.errors import InvalidRequest, NotFound
 from app.core.ids import is_uuid7
 from app.core.records import PredictionRecord
-from app.core.types import Answer, Message, Principal, Usage
+from app.core.types import Answer, Context, Message, Principal, Usage
+from app.memory.private import shows_private
 
 if TYPE_CHECKING:
     from app.api.deps import Services
@@ -59,8 +60,10 @@ async def find(services: Services, principal: Principal, response_id: str) -> Pr
     return record
 
 
-async def conversation(services: Services, principal: Principal, response_id: str) -> tuple[Message, ...]:
-    """What went into a stored response and what came out, to go on from.
+async def conversation(
+    services: Services, principal: Principal, response_id: str
+) -> tuple[tuple[Message, ...], Context | None]:
+    """What went into a stored response and what came out, to go on from; and that it was private, where it was.
 
     Raises NotFound, and InvalidRequest where it has no end, or takes more than a body may.
     """
@@ -74,7 +77,8 @@ async def conversation(services: Services, principal: Principal, response_id: st
     limit = services.settings.server.max_body_bytes
     if len(msgspec.json.encode(record.input["messages"])) + len(record.output) > limit:
         raise InvalidRequest(f"The conversation takes more than {limit} bytes by now; begin a new one.", field=field)
-    return *input_of(record), _answer_message(record)
+    context = Context(private=True) if shows_private(record.input) else None
+    return (*input_of(record), _answer_message(record)), context
 
 
 def input_of(record: PredictionRecord) -> tuple[Message, ...]:
