@@ -108,7 +108,10 @@ async def test_a_turn_that_answers_a_tool_goes_with_its_call() -> None:
 
 
 async def test_the_least_relevant_passage_goes_first_then_facts() -> None:
-    found: dict[str, Any] = {"facts": (fact(1), fact(2)), "passages": tuple(passage(number, "one two three " * 10) for number in (1, 2, 3))}
+    found: dict[str, Any] = {
+        "facts": (fact(1), fact(2)),
+        "passages": tuple(passage(number, "one two three " * 10) for number in (1, 2, 3)),
+    }
     alone = Words()
     whole = shown(GenerationRequest((Message("user", ""),), context=Context(**found)))
     tokens = await alone.count(whole)

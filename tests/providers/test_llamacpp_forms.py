@@ -63,6 +63,7 @@ async def events_of(model: LoadedModel, request: GenerationRequest) -> list[Even
     return [event async for event in model.stream(request)]
 
 
+@pytest.mark.slow  # test_v1_real_tools asks the same model through the doors
 async def test_tools(make_context: MakeContext, model_file: Path) -> None:
     async with opened(make_context(context_tokens=1024, slots=2), model_file) as model:
         assert model.capabilities.tools

@@ -23,9 +23,7 @@ from tests.acceptance.harness import ServiceProcess
 T = TypeVar("T")
 _OF_A_DEVELOPER = re.compile(r"(OPENAI|ANTHROPIC|AZURE|LANGCHAIN|LANGSMITH|LLM)_.*|.*_PROXY", re.IGNORECASE)
 _ROUTES = ("thinks", "slow", "breaks", "unloadable", "upper")
-NO_LIMITS = {
-    f"APRENDIZ_RATE_LIMITS__{name}": "1000000/minute" for name in ("PREDICT", "FEEDBACK", "LOGIN", "API")
-}
+NO_LIMITS = {f"APRENDIZ_RATE_LIMITS__{name}": "1000000/minute" for name in ("PREDICT", "FEEDBACK", "LOGIN", "API")}
 
 
 @dataclass(frozen=True)
