@@ -24,6 +24,7 @@ from app.core.errors import InvalidRequest, UnsupportedMediaType
 from app.core.ids import is_uuid7
 from app.core.text import check_text
 from app.core.types import GenerationRequest, Message, Principal, Sampling
+from app.memory.parsing.names import COLLECTION
 
 MAX_DEPTH: Final = 32
 MAX_MESSAGES: Final = 256
@@ -38,7 +39,6 @@ NEW: Final = "new"
 _MAX_SCHEMA_BYTES: Final = 32_768
 _TOO_DEEP: Final = f"is nested deeper than {MAX_DEPTH} levels"
 _MODEL_NAME = re.compile(r"[^\x00-\x20\x7f\\]{1,256}")
-_COLLECTION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PATH = re.compile(r" - at `\$\.?([^`]{0,100})`$")
 _PLAIN_FIELD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
@@ -222,7 +222,7 @@ def check_model_name(name: str, *, field: str) -> str:
 def check_collections(names: Sequence[str]) -> tuple[str, ...]:
     """``names`` of collections, each once. Raises InvalidRequest for none, too many, or what is no such name."""
     found = tuple(dict.fromkeys(names))
-    if not 1 <= len(found) <= MAX_COLLECTIONS or not all(map(_COLLECTION.fullmatch, found)):
+    if not 1 <= len(found) <= MAX_COLLECTIONS or not all(map(COLLECTION.fullmatch, found)):
         raise InvalidRequest(
             f"documents takes true, or up to {MAX_COLLECTIONS} names of collections: lower-case letters, digits and `._-`, "
             "at most 64.",

@@ -8,7 +8,8 @@ from typing import Final
 
 from app.core.errors import InvalidRequest
 
-_COLLECTION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+COLLECTION: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+"""What a collection may be called, in full."""
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Categories of characters that a reader does not see, or that turn the order of others round."""
 MOST_NAME: Final = 255
@@ -16,7 +17,7 @@ MOST_NAME: Final = 255
 
 def check_collection(name: str) -> str:
     """Returns ``name`` unchanged if it may name a collection. Raises InvalidRequest."""
-    if _COLLECTION.fullmatch(name) is None:
+    if COLLECTION.fullmatch(name) is None:
         raise InvalidRequest(
             "A collection's name has 1 to 64 characters: a-z, 0-9, dot, hyphen and underscore; a letter or digit first.",
             field="collection",

@@ -120,6 +120,7 @@ async def _serve(child: Child, loaded: Loaded, chat: ChatFormat, digest: str, th
 
     from app.providers.workers.hf_http import Service
     from app.providers.workers.hf_score import Scorer
+    from app.providers.workers.listening import listen
 
     config, loop = child.config, asyncio.get_running_loop()
     wanted = int(config.get("context_tokens") or _DEFAULT_CONTEXT)
@@ -147,7 +148,7 @@ async def _serve(child: Child, loaded: Loaded, chat: ChatFormat, digest: str, th
     runner = web.AppRunner(service.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()
     batcher.start()
-    port = await _listen(runner, config)
+    port = await listen(runner, config)
     child.listening(port=port, **facts)
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
@@ -155,20 +156,6 @@ async def _serve(child: Child, loaded: Loaded, chat: ChatFormat, digest: str, th
     await runner.cleanup()
     scorer.stop()
     batcher.stop()
-
-
-async def _listen(runner: Any, config: Mapping[str, Any]) -> int | None:
-    from aiohttp import web
-
-    if config.get("socket"):
-        before = os.umask(0o077)
-        try:
-            await web.UnixSite(runner, str(config["socket"])).start()
-        finally:
-            os.umask(before)
-        return None
-    await web.TCPSite(runner, str(config["host"]), 0).start()
-    return int(runner.addresses[0][1])
 
 
 def _batcher(loaded: Loaded, slots: int, threads: int, loop: asyncio.AbstractEventLoop) -> Batcher:

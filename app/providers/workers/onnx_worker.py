@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from app.providers.workers.child import Child, begin
+from app.providers.workers.listening import listen
 
 if TYPE_CHECKING:
     from app.providers.workers.onnx_model import Array, EmbeddingModel, Kind
@@ -70,25 +71,13 @@ async def _serve(child: Child, model: EmbeddingModel) -> None:
     service = Service(model, str(child.config["api_key"]))
     runner = web.AppRunner(service.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()
-    port = await _listen(runner, child.config)
+    port = await listen(runner, child.config)
     child.listening(port=port, device="cpu", dimensions=model.dimensions, max_tokens=model.options.max_tokens)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     await stopped.wait()
     await runner.cleanup()
     service.stop()
-
-
-async def _listen(runner: web.AppRunner, config: Any) -> int | None:
-    if config.get("socket"):
-        before = os.umask(0o077)
-        try:
-            await web.UnixSite(runner, str(config["socket"])).start()
-        finally:
-            os.umask(before)
-        return None
-    await web.TCPSite(runner, str(config["host"]), 0).start()
-    return int(runner.addresses[0][1])
 
 
 class Service:
